@@ -1,1 +1,1 @@
-//! 
+//! portolan-dns: the cluster's DNS server, as a library.

@@ -1,1 +1,6 @@
-//! 
+//! The node's service proxy as a library: the sync loop, the backends and what is served around them.
+//!
+//! The line: `portolan_agent::source` yields events, the World takes them in, `portolan_plan` plans each dirty Service,
+//! a [`backend`] makes the kernel (or itself) do what the plans say.
+
+pub mod backend;

@@ -1,0 +1,80 @@
+//! What a backend is.
+//!
+//! A backend makes plans real. It never looks at the World and decides nothing that a plan could have decided.
+
+use std::time::Duration;
+
+use portolan_model::ServiceName;
+use portolan_plan::{NodePlan, ServicePlan};
+
+/// What has to change. Cost follows its size.
+#[derive(Clone, Debug, Default)]
+pub struct Change {
+    /// The node's plan, when it changed (always in a complete change).
+    pub node: Option<NodePlan>,
+    /// Plans of Services that are new or changed, sorted by name.
+    pub plans: Vec<ServicePlan>,
+    /// Services that are gone, sorted by name.
+    pub removed: Vec<ServiceName>,
+    /// `plans` holds every Service there is. The backend first observes what is really programmed (by an earlier
+    /// process, or damaged by someone else), then changes only what differs and removes everything that is in no plan.
+    pub complete: bool,
+}
+
+/// What an apply did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Objects (elements, rules, listeners) that were added or changed.
+    pub written: usize,
+    /// Objects that were removed.
+    pub removed: usize,
+    /// Messages sent to the kernel.
+    pub messages: usize,
+    /// Time from the call to the kernel's consent.
+    pub took: Duration,
+}
+
+/// Why an apply failed.
+#[derive(Debug, thiserror::Error)]
+pub enum BackendError {
+    /// The kernel or the system refused. What was programmed before is still programmed.
+    #[error("{what}: {source}")]
+    System {
+        /// What was being done, to which object.
+        what: String,
+        /// The system's answer.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Some Services could not be programmed; all the others were.
+    #[error("{} Services could not be programmed, first {}: {}", .0.len(), .0[0].0, .0[0].1)]
+    Services(Vec<(ServiceName, String)>),
+}
+
+/// Someone else touched what we programmed, or we can no longer be sure: the daemon answers with a complete change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Disturbance {
+    /// For the log: what was seen.
+    pub reason: String,
+}
+
+/// A way to make plans real.
+///
+/// Calls block (netlink round trips); the sync loop makes them outside the reactor.
+pub trait Backend: Send {
+    /// The word that `/proxyMode` answers and `--backend` takes: `nftables`, `userspace`, `ebpf`.
+    fn name(&self) -> &'static str;
+
+    /// Makes the change real: all of it at once as far as packets can see, or nothing.
+    ///
+    /// # Errors
+    /// The old state stays; the caller retries with a complete change.
+    fn apply(&mut self, change: &Change) -> Result<Report, BackendError>;
+
+    /// For `status`: lines of `key: value` about what is programmed, such as counts or where the userspace backend
+    /// really listens.
+    fn status(&self) -> Vec<(String, String)>;
+
+    /// Stops what lives in this process only. Kernel state stays in place: traffic goes on without us.
+    fn stop(&mut self) {}
+}
