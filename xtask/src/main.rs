@@ -1,1 +1,55 @@
-fn main() {}
+//! The project's own commands, `cargo xtask COMMAND`: what a developer, a curious user and CI call.
+//!
+//! Each command is a module of its own. They start programs (cargo, apt-get, go, the daemons) and read what those say;
+//! none of them holds a rule of Kubernetes or knows what a packet looks like. A command that fails says what to do next.
+
+mod command;
+mod cross;
+mod doctor;
+mod kube_assets;
+mod suite;
+mod tidy;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// The project's own commands.
+#[derive(Parser)]
+#[command(bin_name = "cargo xtask", version, about)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Check that this machine has everything the project needs, and install what it lacks
+    Doctor(doctor::Args),
+    /// Provide etcd, the Kubernetes control plane, kubectl, kube-proxy and CoreDNS for the tests
+    KubeAssets,
+    /// Run every check and every test: what CI runs
+    #[command(visible_alias = "ci")]
+    Test(suite::Args),
+    /// Build the proxy for Windows and start it under Wine; type-check it for macOS
+    Cross(cross::Args),
+    /// Check the rules of the code base that no compiler checks
+    Tidy,
+}
+
+fn main() -> ExitCode {
+    let done = match Cli::parse().command {
+        Command::Doctor(args) => doctor::run(&args),
+        Command::KubeAssets => kube_assets::run().map(|_| ()),
+        Command::Test(args) => suite::run(&args),
+        Command::Cross(args) => cross::main(&args).and_then(suite::Tally::into_result),
+        Command::Tidy => tidy::run().and_then(suite::Tally::into_result),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
