@@ -252,27 +252,28 @@ fn addresses(field: &str, texts: Option<&[String]>, faults: &mut Faults<'_>) -> 
 
 /// Whether the Service is headless, and its cluster IPs. `clusterIPs` wins over `clusterIP`, as in the API.
 fn cluster_ips(spec: &core::ServiceSpec, faults: &mut Faults<'_>) -> (bool, Vec<IpAddr>) {
-    let many = spec.cluster_ips.as_deref().unwrap_or_default();
-    let one = spec.cluster_ip.as_slice();
-    let (field, texts) = if many.is_empty() {
-        ("spec.clusterIP", one)
-    } else {
-        ("spec.clusterIPs", many)
-    };
-    if texts.first().is_some_and(|text| text == "None") {
+    let many: Vec<String> = spec
+        .cluster_ips
+        .iter()
+        .flatten()
+        .filter(|text| !text.is_empty())
+        .cloned()
+        .collect();
+    let one = spec.cluster_ip.as_deref().filter(|text| !text.is_empty());
+    if many.first().map(String::as_str).or(one) == Some("None") {
         return (true, Vec::new());
     }
-    let texts: Vec<String> = texts.iter().filter(|text| !text.is_empty()).cloned().collect();
-    let mut found: Vec<IpAddr> = addresses(field, Some(&texts), faults);
-    if found.len() == 2 && found[0].is_ipv4() == found[1].is_ipv4() {
-        faults.push(field, "two addresses of one family; the second is ignored");
-        found.truncate(1);
-    } else if found.len() > 2 {
-        faults.push(
-            field,
-            "more than one address of a family; only the first two addresses are used",
-        );
-        found.truncate(2);
+    if many.is_empty() {
+        let ip = one.and_then(|text| faults.keep(|| "spec.clusterIP".into(), parse_ip(text)));
+        return (false, ip.into_iter().collect());
+    }
+    let mut found = addresses("spec.clusterIPs", Some(&many), faults);
+    let of_family = |family, ips: &[IpAddr]| ips.iter().position(|ip| Family::of(ip) == family);
+    let first = [of_family(Family::V4, &found), of_family(Family::V6, &found)];
+    if found.len() > first.iter().flatten().count() {
+        faults.push("spec.clusterIPs", "two addresses of one family; the second is ignored");
+        let mut index = 0..;
+        found.retain(|_| index.next().is_some_and(|i| first.contains(&Some(i))));
     }
     (false, found)
 }

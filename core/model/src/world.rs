@@ -341,3 +341,6 @@ impl<'a> ServiceView<'a> {
         found
     }
 }
+
+#[cfg(test)]
+mod tests;
