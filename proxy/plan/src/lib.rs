@@ -7,6 +7,7 @@
 //! The rules are kube-proxy's (nftables mode, 1.36); where we deviate on purpose the code says so.
 
 mod categorize;
+mod explain;
 mod node;
 mod print;
 mod service;
@@ -18,6 +19,7 @@ use ipnet::IpNet;
 use portolan_model::{Family, Protocol, ServiceName};
 
 pub use categorize::{Categorized, Membership, categorize};
+pub use explain::{Explanation, Outcome, Packet, SourceKind, explain};
 pub use node::{HostAddress, NodePortAddresses, Options, PodDetection, plan_node};
 pub use service::plan_service;
 

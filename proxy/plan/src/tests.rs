@@ -425,6 +425,111 @@ fn node_plans() {
     assert!(own.contains("pods: 10.244.1.0/24 fd00:244:0:1::/64"), "{own}");
 }
 
+#[test]
+fn explanations() {
+    let told = |spec: Value, endpoints: &str, from: &str, to: &str| {
+        let world = world(&spec, endpoints);
+        let node = node();
+        let node_plan = plan_node(
+            Some(&node),
+            &[],
+            &["10.96.0.0/16".parse().expect("a range")],
+            &options(),
+        );
+        let packet = Packet {
+            from: from.parse().expect("an address"),
+            to: to.parse().expect("a socket address"),
+            protocol: Protocol::Tcp,
+        };
+        explain(packet, &world, Some(&node), &[], &node_plan, &options()).to_string()
+    };
+    let full = told(
+        local(),
+        "1.2@here ~1.3@here 2.2@there",
+        "198.51.100.7",
+        "172.18.0.1:30080",
+    );
+    assert_eq!(
+        full,
+        "198.51.100.7 (outside) -> 172.18.0.1:30080/tcp\n\
+         frontend: node port of Service default/web, http\n\
+         policy:   pods forward to cluster; the node forward to cluster masqueraded; outside forward to local\n  \
+         + 10.244.1.2:8080 on here: ready\n  \
+         - 10.244.1.3:8080 on here: terminating, and other endpoints are ready\n  \
+         - 10.244.2.2:8080 on there: not on this node\n\
+         verdict:  forwarded to one of 1 endpoint; the source is kept (but for an endpoint that calls itself)\n"
+    );
+    let verdict = |spec, endpoints, from, to| {
+        let text = told(spec, endpoints, from, to);
+        text.lines()
+            .find_map(|line| line.strip_prefix("verdict:  "))
+            .map(String::from)
+            .unwrap_or_default()
+    };
+    let ranges = json!({"loadBalancerSourceRanges": ["198.51.100.0/24"]});
+    for (spec, endpoints, from, to, expected) in [
+        (
+            json!({}),
+            "1.2@here",
+            "10.244.2.9",
+            "10.96.0.10:80",
+            "forwarded to one of 1 endpoint; the source is kept",
+        ),
+        (
+            json!({}),
+            "",
+            "10.244.1.9",
+            "10.96.0.10:80",
+            "rejected: the Service has no endpoint",
+        ),
+        (
+            json!({}),
+            "1.2@here",
+            "10.244.1.9",
+            "10.96.0.10:81",
+            "rejected: the address is a live cluster IP",
+        ),
+        (
+            json!({}),
+            "1.2@here",
+            "10.244.1.9",
+            "10.96.0.11:80",
+            "dropped: in the service range",
+        ),
+        (
+            json!({}),
+            "1.2@here",
+            "10.244.1.9",
+            "10.244.1.2:8080",
+            "not a Service's address",
+        ),
+        (
+            json!({}),
+            "1.2@here",
+            "10.244.1.9",
+            "172.18.0.1:80",
+            "not a Service's address",
+        ),
+        (
+            local(),
+            "2.2@there",
+            "198.51.100.7",
+            "203.0.113.1:80",
+            "dropped: the policy is Local",
+        ),
+        (
+            ranges,
+            "2.2@there",
+            "192.0.2.7",
+            "203.0.113.1:80",
+            "dropped: the source is not in",
+        ),
+    ] {
+        let found = verdict(spec, endpoints, from, to);
+        assert!(found.starts_with(expected), "{from} -> {to}: {found}");
+    }
+}
+
 proptest::proptest! {
     /// A plan is a function of the set of endpoints, not of their order, and never forwards to an empty set.
     #[test]
