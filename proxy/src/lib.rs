@@ -4,3 +4,4 @@
 //! a [`backend`] makes the kernel (or itself) do what the plans say.
 
 pub mod backend;
+pub mod desired;

@@ -36,6 +36,20 @@ pub struct ServicePlan {
     pub notes: Vec<String>,
 }
 
+impl ServicePlan {
+    /// Whether the internal, and whether the external policy Local leaves some frontend of this Service without an
+    /// endpoint on this node although there are endpoints elsewhere (metric `no_local_endpoints_total`).
+    pub fn without_local_endpoints(&self) -> (bool, bool) {
+        let frontends = || self.ports.iter().flat_map(|port| &port.frontends);
+        let dropped = |frontend: &Frontend| frontend.routes.outside == Verdict::Drop;
+        let internal = |frontend: &Frontend| frontend.kind == FrontendKind::ClusterIp;
+        (
+            frontends().any(|f| internal(f) && dropped(f)),
+            frontends().any(|f| !internal(f) && dropped(f)),
+        )
+    }
+}
+
 /// One port of a Service in one family.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PortPlan {

@@ -1,0 +1,228 @@
+//! Desired: the World and what it asks of this node. Turns events into [`Change`]s; does no I/O.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use portolan_model::{Delta, Event, Node, ServiceName, World};
+use portolan_plan::{HealthCheckPlan, HostAddress, NodePlan, Options, plan_node, plan_service};
+
+use crate::backend::Change;
+
+/// What this node should do, as far as events have told.
+pub struct Desired {
+    world: World,
+    delta: Delta,
+    options: Options,
+    /// Addresses of the machine's interfaces.
+    host: Vec<HostAddress>,
+    host_changed: bool,
+    /// Stands for the Node object where the source has none (manifests without a Node of our name).
+    stand_in: Option<Node>,
+    /// The node plan and the node that the last change was made from.
+    node_plan: NodePlan,
+    node: Option<Node>,
+    /// Health check ports by Service.
+    health_checks: BTreeMap<ServiceName, HealthCheckPlan>,
+    /// Notes by Service, for `status`; only Services that have some.
+    notes: BTreeMap<ServiceName, Vec<String>>,
+    /// Services that a policy Local leaves without endpoints here, for the metric: internal, external.
+    no_local: BTreeMap<ServiceName, (bool, bool)>,
+}
+
+/// What a [`Change`] came from, for metrics.
+#[derive(Clone, Debug, Default)]
+pub struct Occasion {
+    /// Services that were planned.
+    pub services: usize,
+    /// `last-change-trigger-time` of each Service whose slices changed, in nanoseconds since 1970.
+    pub triggers: Vec<i64>,
+}
+
+// === impl Desired ===
+
+impl Desired {
+    /// Starts from nothing. `stand_in` is used while the source has no Node of our name.
+    pub fn new(options: Options, host: Vec<HostAddress>, stand_in: Option<Node>) -> Self {
+        Self {
+            world: World::default(),
+            delta: Delta::default(),
+            options,
+            host,
+            host_changed: true,
+            stand_in,
+            node_plan: NodePlan::default(),
+            node: None,
+            health_checks: BTreeMap::new(),
+            notes: BTreeMap::new(),
+            no_local: BTreeMap::new(),
+        }
+    }
+
+    /// Takes events in.
+    pub fn take_in(&mut self, events: impl IntoIterator<Item = Event>) {
+        events
+            .into_iter()
+            .for_each(|event| self.world.apply(event, &mut self.delta));
+    }
+
+    /// Takes in what addresses the machine has now.
+    pub fn set_host(&mut self, host: Vec<HostAddress>, stand_in: Option<Node>) {
+        if host != self.host {
+            self.host = host;
+            self.stand_in = stand_in;
+            self.host_changed = true;
+        }
+    }
+
+    /// Whether anything waits to be made real.
+    pub fn is_dirty(&self) -> bool {
+        self.host_changed || !self.delta.is_empty()
+    }
+
+    /// How many Services wait.
+    pub fn pending(&self) -> usize {
+        self.delta.services.len()
+    }
+
+    /// What has to change since the last call; everything when `complete`. `None` when nothing concerns us.
+    pub fn change(&mut self, complete: bool) -> Option<(Change, Occasion)> {
+        let delta = std::mem::take(&mut self.delta);
+        let (node, node_plan) = self.observe_node();
+        self.host_changed = false;
+        // Endpoint choice and masquerading hang on the node's name, zone and pod ranges: when these change, all
+        // Services are planned anew (a rare, declared walk over everything); the backend still writes differences only.
+        let replan = complete || node_plan.pods != self.node_plan.pods || zone(&node) != zone(&self.node);
+        let mut change = Change {
+            complete,
+            ..Change::default()
+        };
+        if complete || node_plan != self.node_plan {
+            change.node = Some(node_plan.clone());
+        }
+        self.node_plan = node_plan;
+        self.node = node;
+        if replan {
+            self.plan_all(&mut change);
+            change.removed.extend(
+                delta
+                    .services
+                    .iter()
+                    .filter(|name| self.world.service(name).is_none())
+                    .cloned(),
+            );
+        } else {
+            for name in &delta.services {
+                self.plan_one(name, &mut change);
+            }
+        }
+        for name in &change.removed {
+            self.forget(name);
+        }
+        let occasion = Occasion {
+            services: change.plans.len(),
+            triggers: delta.triggers.into_values().collect(),
+        };
+        let empty = change.plans.is_empty() && change.removed.is_empty() && change.node.is_none();
+        (complete || !empty).then_some((change, occasion))
+    }
+
+    fn observe_node(&self) -> (Option<Node>, NodePlan) {
+        let node = self
+            .world
+            .node(&self.options.node_name)
+            .or(self.stand_in.as_ref())
+            .cloned();
+        let cidrs: Vec<IpNet> = self
+            .world
+            .service_cidrs()
+            .flat_map(|cidr| cidr.cidrs.iter().copied())
+            .collect();
+        let plan = plan_node(node.as_ref(), &self.host, &cidrs, &self.options);
+        (node, plan)
+    }
+
+    fn plan_all(&mut self, change: &mut Change) {
+        let names: Vec<ServiceName> = self.world.services().map(|view| view.service.name.clone()).collect();
+        if change.complete {
+            self.health_checks.clear();
+            self.notes.clear();
+            self.no_local.clear();
+        }
+        names.iter().for_each(|name| self.plan_one(name, change));
+    }
+
+    fn plan_one(&mut self, name: &ServiceName, change: &mut Change) {
+        let Some(view) = self.world.service(name) else {
+            change.removed.push(name.clone());
+            return;
+        };
+        let plan = plan_service(view, self.node.as_ref(), &self.node_plan, &self.options);
+        let no_local = plan.without_local_endpoints();
+        self.forget(name);
+        if let Some(check) = plan.health_check {
+            self.health_checks.insert(name.clone(), check);
+        }
+        if !plan.notes.is_empty() {
+            self.notes.insert(name.clone(), plan.notes.clone());
+        }
+        if no_local != (false, false) {
+            self.no_local.insert(name.clone(), no_local);
+        }
+        change.plans.push(plan);
+    }
+
+    fn forget(&mut self, name: &ServiceName) {
+        self.health_checks.remove(name);
+        self.notes.remove(name);
+        self.no_local.remove(name);
+    }
+
+    /// The World.
+    pub fn world(&self) -> &World {
+        &self.world
+    }
+
+    /// The Node that the last change was planned for.
+    pub fn node(&self) -> Option<&Node> {
+        self.node.as_ref()
+    }
+
+    /// The node's plan in the last change.
+    pub fn node_plan(&self) -> &NodePlan {
+        &self.node_plan
+    }
+
+    /// The options.
+    pub fn options(&self) -> &Options {
+        &self.options
+    }
+
+    /// The machine's addresses.
+    pub fn host(&self) -> Vec<IpAddr> {
+        self.host.iter().map(|address| address.0).collect()
+    }
+
+    /// Health check ports by Service.
+    pub fn health_checks(&self) -> &BTreeMap<ServiceName, HealthCheckPlan> {
+        &self.health_checks
+    }
+
+    /// Notes of plans by Service.
+    pub fn notes(&self) -> &BTreeMap<ServiceName, Vec<String>> {
+        &self.notes
+    }
+
+    /// How many Services policy Local leaves without endpoints on this node: by the internal, by the external policy.
+    pub fn without_local_endpoints(&self) -> (usize, usize) {
+        let count = |which: fn(&(bool, bool)) -> bool| self.no_local.values().filter(|flags| which(flags)).count();
+        (count(|flags| flags.0), count(|flags| flags.1))
+    }
+}
+
+fn zone(node: &Option<Node>) -> Option<&str> {
+    node.as_ref().and_then(Node::zone)
+}
+
+#[cfg(test)]
+mod tests;
