@@ -1,45 +1,285 @@
-//! scratch
-use portolan_lab::{cleanup, cluster::Cluster, lab::Lab, subject::*};
-use serde_json::json;
+//! The suite: every scenario on every subject that can carry it, from manifests and through an API server.
+//!
+//! `cargo test -p portolan-lab --test suite -- --help` tells the options. It needs root, and fails without.
+
+use std::collections::VecDeque;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
-fn main() -> anyhow::Result<()> {
+
+use anyhow::{Context as _, Result, ensure};
+use clap::Parser;
+use portolan_lab::cleanup;
+use portolan_lab::run::{Session, Setup};
+use portolan_lab::scenario::Scenario;
+use portolan_lab::subject::{DnsSubject, ProxySubject};
+
+/// Runs the scenarios.
+#[derive(Debug, Parser)]
+struct Options {
+    /// Only scenarios whose name contains one of these.
+    filter: Vec<String>,
+    /// What makes Services work: nft, userspace, ebpf, kube-proxy; several with commas. Default: nft and userspace.
+    #[arg(long, value_delimiter = ',')]
+    subject: Vec<String>,
+    /// What answers DNS: portolan, coredns, none. Default: portolan for our proxies, coredns for kube-proxy.
+    #[arg(long)]
+    dns: Option<String>,
+    /// Where objects come from: manifests, api; both with a comma. Default: both for our proxies.
+    #[arg(long, value_delimiter = ',')]
+    source: Vec<String>,
+    /// Prints what would run.
+    #[arg(long)]
+    list: bool,
+    /// Leaves the lab of a failed scenario in place and tells how to look around.
+    #[arg(long)]
+    keep: bool,
+    /// How many labs are raised at the same time.
+    #[arg(long, default_value_t = 2)]
+    jobs: usize,
+    /// The folder of scenario files.
+    #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/scenarios"))]
+    scenarios: PathBuf,
+    /// Accepted for the sake of `cargo test`, without effect.
+    #[arg(long, hide = true)]
+    nocapture: bool,
+}
+
+/// One session's share: the scenarios that pass through it, in order.
+struct Batch {
+    setup: Setup,
+    scenarios: VecDeque<Scenario>,
+}
+
+#[derive(Default)]
+struct Tally {
+    passed: AtomicUsize,
+    failed: AtomicUsize,
+    details: Mutex<Vec<String>>,
+}
+
+fn main() -> ExitCode {
     cleanup::on_signals();
-    let t = Instant::now();
-    println!("swept {:?}", cleanup::sweep(true));
-    let lab = Lab::builder().control_plane(true).build()?;
-    println!("lab {:?}", t.elapsed());
-    let cluster = Cluster::with_api_server(lab)?;
-    println!("api {:?}", t.elapsed());
-    let source = cluster.source();
-    let d: Vec<_> = cluster
-        .lab()
-        .nodes()
-        .iter()
-        .map(|n| ProxySubject::KubeProxy.start(cluster.lab(), n, &source))
-        .collect::<Result<_, _>>()?;
-    for n in 1..=3 {
-        cluster.apply(&json!({"apiVersion":"v1","kind":"Pod","metadata":{"name":format!("web-{n}"),"labels":{"app":"web"}},"spec":{"nodeName":format!("node-{n}"),"containers":[{"name":"a","image":"x","ports":[{"containerPort":8080}]}]}}))?;
-    }
-    cluster.apply(&json!({"apiVersion":"v1","kind":"Service","metadata":{"name":"web"},"spec":{"clusterIP":"10.96.0.80","selector":{"app":"web"},"ports":[{"port":80,"targetPort":8080}]}}))?;
-    println!("applied {:?}", t.elapsed());
-    for d in &d {
-        d.wait_ready()?;
-    }
-    println!("proxies {:?}", t.elapsed());
-    for _ in 0..20 {
-        let r = cluster.lab().place("web-1")?.output(
-            portolan_lab::probe::binary()?,
-            ["connect", "10.96.0.80:80", "--count", "30"],
-        )?;
-        println!("{:?} {r}", t.elapsed());
-        if r.contains("web-3") {
-            break;
+    match run(&Options::parse()) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
         }
-        std::thread::sleep(std::time::Duration::from_millis(200));
     }
-    if std::env::args().any(|a| a == "--keep") {
-        std::mem::forget(d);
-        std::mem::forget(cluster);
+}
+
+fn run(options: &Options) -> Result<bool> {
+    let scenarios = Scenario::read_all(&options.scenarios)?;
+    let batches = batches(options, &scenarios)?;
+    if options.list {
+        return Ok(list(&batches, options));
     }
+    // SAFETY: geteuid has no preconditions.
+    ensure!(
+        unsafe { libc::geteuid() } == 0,
+        "the scenarios need root: they make network namespaces"
+    );
+    cleanup::sweep(false);
+    build_daemons(&batches)?;
+    let start = Instant::now();
+    let tally = Tally::default();
+    let queue = Mutex::new(batches.into_iter().collect::<VecDeque<_>>());
+    std::thread::scope(|scope| {
+        for _ in 0..options.jobs.max(1) {
+            scope.spawn(|| {
+                while let Some(batch) = next(&queue) {
+                    run_batch(batch, options, &tally);
+                }
+            });
+        }
+    });
+    let (passed, failed) = (
+        tally.passed.load(Ordering::Relaxed),
+        tally.failed.load(Ordering::Relaxed),
+    );
+    for detail in tally.details.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+        println!("\n{detail}");
+    }
+    println!(
+        "\nfinished in {:.1} s\n{passed} passed, {failed} failed",
+        start.elapsed().as_secs_f64()
+    );
+    Ok(failed == 0)
+}
+
+/// What is to run, by session. Scenarios that a subject cannot carry are left out of its batch.
+fn batches(options: &Options, scenarios: &[Scenario]) -> Result<Vec<Batch>> {
+    let subjects: Vec<ProxySubject> = if options.subject.is_empty() {
+        vec![ProxySubject::Nft, ProxySubject::Userspace]
+    } else {
+        options
+            .subject
+            .iter()
+            .map(|name| ProxySubject::parse(name))
+            .collect::<Result<_>>()?
+    };
+    let mut batches = Vec::new();
+    for proxy in subjects {
+        let dns = match &options.dns {
+            Some(name) => DnsSubject::parse(name)?,
+            None if proxy.is_ours() => DnsSubject::Portolan,
+            None => DnsSubject::CoreDns,
+        };
+        for api in sources(options, proxy, dns)? {
+            let wanted = |s: &&Scenario| {
+                (options.filter.is_empty() || options.filter.iter().any(|part| s.name.contains(part.as_str())))
+                    && !s.except.contains_key(&proxy)
+                    && !(dns == DnsSubject::None && s.needs_dns())
+            };
+            let scenarios: VecDeque<Scenario> = scenarios.iter().filter(wanted).cloned().collect();
+            if !scenarios.is_empty() {
+                batches.push(Batch {
+                    setup: Setup { proxy, dns, api },
+                    scenarios,
+                });
+            }
+        }
+    }
+    Ok(batches)
+}
+
+/// Whether the objects come from an API server: once, or both ways.
+fn sources(options: &Options, proxy: ProxySubject, dns: DnsSubject) -> Result<Vec<bool>> {
+    if !proxy.is_ours() || dns == DnsSubject::CoreDns {
+        ensure!(
+            !options.source.iter().any(|s| s == "manifests"),
+            "{} needs --source api",
+            proxy.name()
+        );
+        return Ok(vec![true]);
+    }
+    if options.source.is_empty() {
+        return Ok(vec![false, true]);
+    }
+    let read = |name: &String| match name.as_str() {
+        "manifests" => Ok(false),
+        "api" => Ok(true),
+        _ => anyhow::bail!("{name:?} is neither manifests nor api"),
+    };
+    options.source.iter().map(read).collect()
+}
+
+/// Prints what would run, and what a subject cannot carry and why.
+fn list(batches: &[Batch], options: &Options) -> bool {
+    let mut count = 0;
+    for batch in batches {
+        for scenario in &batch.scenarios {
+            println!("{}: test    # {}", test_name(batch.setup, scenario), scenario.title);
+            count += 1;
+        }
+    }
+    if let Ok(all) = Scenario::read_all(&options.scenarios) {
+        for scenario in &all {
+            for (subject, why) in &scenario.except {
+                println!("not on {}: {}: {why}", subject.name(), scenario.name);
+            }
+        }
+    }
+    println!("{count} tests");
+    true
+}
+
+fn test_name(setup: Setup, scenario: &Scenario) -> String {
+    let source = if setup.api { "+api" } else { "" };
+    format!("scenario::{}{source}::{}", setup.proxy.name(), scenario.name)
+}
+
+fn next(queue: &Mutex<VecDeque<Batch>>) -> Option<Batch> {
+    queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
+}
+
+/// Runs a batch in one session, or in more than one: a scenario that failed may have left anything behind.
+fn run_batch(mut batch: Batch, options: &Options, tally: &Tally) {
+    let mut session: Option<Session> = None;
+    while let Some(scenario) = batch.scenarios.pop_front() {
+        let name = test_name(batch.setup, &scenario);
+        let ready = match session.take() {
+            Some(session) => Ok(session),
+            None => Session::start(batch.setup),
+        };
+        let live = match ready {
+            Ok(live) => live,
+            Err(error) => {
+                // Without a session nothing of this batch can run: all of it has failed, for one reason.
+                tally.fail(&name, &format!("no lab: {error:#}"));
+                for rest in &batch.scenarios {
+                    tally.fail(&test_name(batch.setup, rest), "no lab");
+                }
+                return;
+            }
+        };
+        match live.run(&scenario) {
+            Ok(()) => {
+                println!("test {name} ... ok");
+                tally.passed.fetch_add(1, Ordering::Relaxed);
+                session = Some(live);
+            }
+            Err(error) => {
+                tally.fail(&name, &format!("{}\n{error:#}", scenario.title));
+                if options.keep {
+                    keep(live);
+                }
+            }
+        }
+    }
+}
+
+fn keep(session: Session) {
+    let lab = session.cluster().lab();
+    println!("kept: lab {}, logs in {}", lab.id(), lab.scratch().display());
+    println!("  ip netns exec {}-node-1 nft list ruleset", lab.id());
+    if let Err(error) = cleanup::keep(lab.id()) {
+        eprintln!("{error:#}");
+    }
+    // Its daemons and pods are killed when they are dropped: they are left to themselves instead.
+    std::mem::forget(session);
+}
+
+// === impl Tally ===
+
+impl Tally {
+    fn fail(&self, name: &str, why: &str) {
+        println!("test {name} ... FAILED");
+        self.failed.fetch_add(1, Ordering::Relaxed);
+        let detail = format!("---- {name}\n{why}");
+        self.details.lock().unwrap_or_else(PoisonError::into_inner).push(detail);
+    }
+}
+
+/// Builds those of our daemons that the run needs and the environment does not name.
+fn build_daemons(batches: &[Batch]) -> Result<()> {
+    let proxy = batches.iter().any(|b| b.setup.proxy.is_ours()) && std::env::var_os("PORTOLAN_PROXY").is_none();
+    let dns = batches.iter().any(|b| b.setup.dns == DnsSubject::Portolan) && std::env::var_os("PORTOLAN_DNS").is_none();
+    let wanted = [("portolan-proxy", proxy), ("portolan-dns", dns)];
+    let packages = wanted
+        .iter()
+        .filter(|(_, wanted)| *wanted)
+        .flat_map(|(name, _)| ["-p", name]);
+    let packages: Vec<&str> = packages.collect();
+    if packages.is_empty() {
+        return Ok(());
+    }
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .context("the crate has no workspace")?;
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let status = Command::new(cargo)
+        .args(["build", "--quiet"])
+        .args(&packages)
+        .current_dir(root)
+        .status();
+    ensure!(
+        status.context("cargo cannot be started")?.success(),
+        "the daemons could not be built"
+    );
     Ok(())
 }

@@ -8,7 +8,7 @@
 mod pods;
 mod workload;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -206,6 +206,17 @@ impl Cluster {
             &key,
             &json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": name } }),
         )
+    }
+
+    /// Makes Node objects what they were in the beginning.
+    ///
+    /// # Errors
+    /// When the API server refuses it.
+    pub fn restore_nodes(&self, nodes: &BTreeSet<ObjectKey>) -> Result<()> {
+        for key in nodes {
+            self.remove(key)?;
+        }
+        self.register_nodes()
     }
 
     fn register_nodes(&self) -> Result<()> {
