@@ -1,8 +1,8 @@
 //! The demo: a small application on a small cluster, with Portolan as its service network. `cargo xtask demo` starts it.
 //!
 //! On Linux as root the cluster is a lab of three nodes; elsewhere the same application runs on the loopback address with
-//! the userspace backend. The manifests are read from a folder that the user can edit. The demo knows how to start pods
-//! and how to ask; which pod may answer it reads from the manifests, and everything between is the daemons' work.
+//! the userspace backend. The manifests are read from a folder that the user can edit. The demo starts pods and asks; who
+//! may answer follows from the pods' labels and readiness, and everything between is the daemons' work.
 
 mod app;
 mod checks;
@@ -27,8 +27,6 @@ enum Command {
     Loopback(Options),
     /// Take down labs that `--keep` left up
     Down,
-    /// The application: answers with its name and with what the others answer to it
-    Serve(app::ServeOptions),
     /// Ask a URL a number of times and count who answered
     Get(app::GetOptions),
     /// Resolve a name as every program does
@@ -74,8 +72,7 @@ fn run(command: Command) -> Result<ExitCode> {
         #[cfg(not(target_os = "linux"))]
         Command::Lab(_) | Command::Down => anyhow::bail!("the lab needs Linux; `loopback` runs everywhere"),
         Command::Loopback(options) => return loopback::run(&options),
-        Command::Serve(options) => app::serve(&options)?,
-        Command::Get(options) => println!("{}", serde_json::to_string(&app::get(&options)?)?),
+        Command::Get(options) => println!("{}", serde_json::to_string(&app::get(&options))?),
         Command::Lookup { name } => println!("{}", serde_json::to_string(&app::lookup(&name)?)?),
     }
     Ok(ExitCode::SUCCESS)

@@ -10,6 +10,8 @@ mod install;
 use anyhow::{Result, bail};
 use clap::ValueEnum;
 
+pub use checks::is_root;
+
 use checks::{Check, Need, Remedy};
 
 /// What a machine can be made ready for.
@@ -19,6 +21,8 @@ pub enum Purpose {
     Build,
     /// `cargo xtask demo`: the lab, as root
     Demo,
+    /// `cargo xtask demo --api-server`: a real control plane in the lab
+    ApiServer,
     /// `cargo xtask test`: everything CI runs
     Test,
     /// `cargo xtask bench`

@@ -5,6 +5,7 @@
 
 mod command;
 mod cross;
+mod demo;
 mod doctor;
 mod kube_assets;
 mod suite;
@@ -24,6 +25,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Raise a small cluster with an application on it, ask it, and take everything down
+    Demo(demo::Args),
     /// Check that this machine has everything the project needs, and install what it lacks
     Doctor(doctor::Args),
     /// Provide etcd, the Kubernetes control plane, kubectl, kube-proxy and CoreDNS for the tests
@@ -39,6 +42,7 @@ enum Command {
 
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
+        Command::Demo(args) => demo::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::KubeAssets => kube_assets::run().map(|_| ()),
         Command::Test(args) => suite::run(&args),

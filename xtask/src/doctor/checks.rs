@@ -7,7 +7,7 @@ use std::process::Command;
 
 use clap::ValueEnum;
 
-use super::Purpose::{self, Bench, Build, Cross, Demo, Test};
+use super::Purpose::{self, ApiServer, Bench, Build, Cross, Demo, Test};
 use crate::command::{output, which};
 use crate::cross::{self, Target};
 
@@ -52,9 +52,10 @@ pub struct Check {
     pub remedy: Remedy,
 }
 
-const EVERY: &[Purpose] = &[Build, Demo, Test, Bench, Cross];
+const EVERY: &[Purpose] = &[Build, Demo, ApiServer, Test, Bench, Cross];
 const LAB: &[Purpose] = &[Demo, Test, Bench];
 const REFERENCE: &[Purpose] = &[Test, Bench];
+const CONTROL_PLANE: &[Purpose] = &[ApiServer, Test, Bench];
 const ON_CROSS: &[Purpose] = &[Test, Cross];
 
 /// The oldest rustc that the workspace builds with (`rust-version` in Cargo.toml).
@@ -218,11 +219,18 @@ pub static ALL: &[Check] = &[
         cgroup2,
         Remedy::Commands("mkdir -p /sys/fs/cgroup/unified && mount -t cgroup2 none /sys/fs/cgroup/unified"),
     ),
+    required(
+        "openssl",
+        CONTROL_PLANE,
+        "the key that the API server signs service account tokens with",
+        || program("openssl"),
+        packages(&["openssl"], &["openssl"]),
+    ),
     Check {
         linux_only: false,
         ..required(
             "go",
-            REFERENCE,
+            CONTROL_PLANE,
             "builds the reference programs of `cargo xtask kube-assets` (not needed where they are found)",
             || version(Command::new("go").arg("version"), GO),
             Remedy::Commands(

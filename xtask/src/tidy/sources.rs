@@ -197,8 +197,7 @@ mod tests {
             assert_eq!(
                 shape(&sources).len() + markers(&sources).len(),
                 expect,
-                "{path}: {:.80}",
-                text
+                "{path}: {text:.80}"
             );
         };
         check("a/src/lib.rs", "//! Fine.\n", 0);
