@@ -59,6 +59,21 @@ impl ApiClient {
         }
     }
 
+    /// Creates an object that does not exist yet: cheaper for the server than [`ApiClient::apply`].
+    ///
+    /// # Errors
+    /// When the server refuses it.
+    pub fn create(&self, object: &Value) -> Result<()> {
+        let key = ObjectKey::of(object)?;
+        let path = key.path()?;
+        let collection = path
+            .rsplit_once('/')
+            .map_or(path.as_str(), |(collection, _)| collection);
+        self.request("POST", collection, Some(("application/json", object)))
+            .with_context(|| format!("{key} was not created"))?;
+        Ok(())
+    }
+
     /// Creates the object or makes it what `object` says (server-side apply), its status included when it has one.
     ///
     /// # Errors

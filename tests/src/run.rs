@@ -69,6 +69,7 @@ struct Made {
     nodes: BTreeSet<ObjectKey>,
     routes: BTreeSet<String>,
     opened: BTreeMap<String, Opened>,
+    servers: Vec<Process>,
 }
 
 // === impl Session ===
@@ -143,6 +144,14 @@ impl Session {
     }
 
     fn run_steps(&self, scenario: &Scenario, made: &mut Made) -> Result<()> {
+        for (machine, listen) in &scenario.servers {
+            let place = self.cluster.lab().place(machine)?;
+            made.servers.push(
+                self.cluster
+                    .lab()
+                    .serve(&place, &format!("server-{machine}"), machine, listen)?,
+            );
+        }
         self.apply(&scenario.objects, made).context("objects")?;
         for (n, step) in scenario.steps.iter().enumerate() {
             if !step.except.contains_key(&self.setup.proxy) {
@@ -242,7 +251,7 @@ impl Session {
 
     /// Puts the cluster back to what it was before the scenario.
     fn undo(&self, made: Made) -> Result<()> {
-        drop(made.opened);
+        drop((made.opened, made.servers));
         // Services first: their endpoints then go without anyone following them one by one.
         let (services, rest): (Vec<_>, Vec<_>) = made.objects.iter().partition(|key| key.kind == "Service");
         for key in services.into_iter().chain(rest).filter(|key| key.kind != "Namespace") {

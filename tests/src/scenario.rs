@@ -14,6 +14,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::cluster::{ADDRESS_ANNOTATION, PodState};
+use crate::lab::Listen;
 use crate::object::ObjectKey;
 use crate::subject::ProxySubject;
 
@@ -32,6 +33,8 @@ pub struct Scenario {
     pub except: BTreeMap<ProxySubject, String>,
     /// Objects that exist before the first step.
     pub objects: Vec<Value>,
+    /// Servers on machines instead of in pods: machine and ports.
+    pub servers: Vec<(String, Vec<Listen>)>,
     /// What happens and is checked, in order.
     pub steps: Vec<Step>,
 }
@@ -96,6 +99,8 @@ struct File {
     pods: BTreeMap<String, PodLine>,
     #[serde(default)]
     objects: Vec<Value>,
+    #[serde(default)]
+    servers: BTreeMap<String, Vec<PortLine>>,
     steps: Vec<StepFile>,
 }
 
@@ -180,7 +185,12 @@ impl Scenario {
         let steps: Result<Vec<Step>> = steps
             .map(|(n, step)| step.read().with_context(|| format!("step {}", n + 1)))
             .collect();
+        let servers = pairs(file.servers, |machine, ports| {
+            let listen = ports.iter().map(|port| Ok(port.read()?.1)).collect::<Result<_>>()?;
+            Ok((machine, listen))
+        });
         Ok(Self {
+            servers: servers.context("servers")?,
             name: name.to_owned(),
             title: file.scenario,
             covers: file.covers,
@@ -313,18 +323,37 @@ fn pods(lines: BTreeMap<String, PodLine>) -> Result<Vec<Value>> {
 // === impl PortLine ===
 
 impl PortLine {
-    fn object(&self) -> Result<Value> {
+    fn read(&self) -> Result<(Option<&str>, Listen)> {
         let text = match self {
-            Self::Number(port) => return Ok(json!({ "containerPort": port })),
+            Self::Number(port) => {
+                return Ok((
+                    None,
+                    Listen {
+                        protocol: "TCP".to_owned(),
+                        port: *port,
+                    },
+                ));
+            }
             Self::Text(text) => text,
         };
         let (name, rest) = text
             .split_once('=')
             .map_or((None, text.as_str()), |(name, rest)| (Some(name), rest));
         let (port, protocol) = rest.split_once('/').unwrap_or((rest, "TCP"));
-        let port: u16 = port
+        let port = port
             .parse()
             .with_context(|| format!("{text:?} is not PORT, PORT/UDP or NAME=PORT"))?;
+        Ok((
+            name,
+            Listen {
+                protocol: protocol.to_owned(),
+                port,
+            },
+        ))
+    }
+
+    fn object(&self) -> Result<Value> {
+        let (name, Listen { protocol, port }) = self.read()?;
         let mut object = json!({ "containerPort": port, "protocol": protocol });
         if let Some(name) = name {
             object["name"] = name.into();

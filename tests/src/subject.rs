@@ -34,6 +34,8 @@ pub enum ProxySubject {
     Ebpf,
     /// The real kube-proxy in nftables mode.
     KubeProxy,
+    /// The real kube-proxy in iptables mode, with the machine's own iptables.
+    KubeProxyIptables,
 }
 
 /// Which program answers DNS.
@@ -80,7 +82,13 @@ impl Source {
 
 impl ProxySubject {
     /// All of them, in the order in which the suite runs them.
-    pub const ALL: [Self; 4] = [Self::Nft, Self::Userspace, Self::Ebpf, Self::KubeProxy];
+    pub const ALL: [Self; 5] = [
+        Self::Nft,
+        Self::Userspace,
+        Self::Ebpf,
+        Self::KubeProxy,
+        Self::KubeProxyIptables,
+    ];
 
     /// The word that `--subject` and a scenario's `except` take.
     pub fn name(self) -> &'static str {
@@ -89,6 +97,7 @@ impl ProxySubject {
             Self::Userspace => "userspace",
             Self::Ebpf => "ebpf",
             Self::KubeProxy => "kube-proxy",
+            Self::KubeProxyIptables => "kube-proxy-iptables",
         }
     }
 
@@ -106,7 +115,7 @@ impl ProxySubject {
 
     /// Whether it is one of ours, which also run from manifests.
     pub fn is_ours(self) -> bool {
-        self != Self::KubeProxy
+        !matches!(self, Self::KubeProxy | Self::KubeProxyIptables)
     }
 
     /// Starts the program on a node.
@@ -114,14 +123,23 @@ impl ProxySubject {
     /// # Errors
     /// When the program is missing or the node cannot be prepared.
     pub fn start(self, lab: &Lab, node: &Host, source: &Source) -> Result<Daemon> {
+        Daemon::start(self.prepare(lab, node, source)?)
+    }
+
+    /// Prepares the node and says how the program is to be started on it.
+    ///
+    /// # Errors
+    /// When the program is missing or the node cannot be prepared.
+    pub fn prepare(self, lab: &Lab, node: &Host, source: &Source) -> Result<DaemonSpec> {
         let (program, args) = match self {
-            Self::KubeProxy => kube_proxy(lab, node, source)?,
+            Self::KubeProxy => kube_proxy(lab, node, source, "nftables")?,
+            Self::KubeProxyIptables => kube_proxy(lab, node, source, "iptables")?,
             Self::Nft | Self::Userspace | Self::Ebpf => self.portolan(lab, node, source)?,
         };
         if self == Self::Userspace {
             make_frontends_local(node)?;
         }
-        Daemon::start(DaemonSpec {
+        Ok(DaemonSpec {
             name: format!("{} on {}", self.name(), node.name),
             place: node.place.clone(),
             program,
@@ -166,9 +184,9 @@ fn make_frontends_local(node: &Host) -> Result<()> {
     node.place.netns.sysctl(&[("net.ipv6.ip_nonlocal_bind", "1")])
 }
 
-fn kube_proxy(lab: &Lab, node: &Host, source: &Source) -> Result<(PathBuf, Vec<OsString>)> {
+fn kube_proxy(lab: &Lab, node: &Host, source: &Source, mode: &str) -> Result<(PathBuf, Vec<OsString>)> {
     let config = json!({
-        "apiVersion": "kubeproxy.config.k8s.io/v1alpha1", "kind": "KubeProxyConfiguration", "mode": "nftables",
+        "apiVersion": "kubeproxy.config.k8s.io/v1alpha1", "kind": "KubeProxyConfiguration", "mode": mode,
         "clusterCIDR": POD_RANGES.join(","), "hostnameOverride": node.name, "bindAddress": "0.0.0.0",
         "clientConnection": { "kubeconfig": source.kubeconfig("system:kube-proxy")? },
         "healthzBindAddress": "0.0.0.0:10256", "metricsBindAddress": "127.0.0.1:10249",

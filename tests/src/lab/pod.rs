@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 
@@ -10,7 +11,7 @@ use super::{Host, Lab};
 use crate::addresses::{self, Pair};
 use crate::netns;
 use crate::probe;
-use crate::process::{Place, Process};
+use crate::process::{Place, Process, wait_until};
 
 /// A port that the pod's server listens on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -86,10 +87,10 @@ impl Lab {
         } else {
             self.pod_network(node, request).with_context(|| format!("pod {name}"))?
         };
-        let server = if request.listen.is_empty() {
-            None
-        } else {
-            Some(self.serve(&place, request)?)
+        let file = format!("{}.{}", request.namespace, request.name);
+        let server = match request.listen.as_slice() {
+            [] => None,
+            listen => Some(self.serve(&place, &file, &request.name, listen)?),
         };
         let pod = Arc::new(Pod {
             namespace: request.namespace.clone(),
@@ -201,28 +202,29 @@ impl Lab {
         bail!("no address is left on {}", node.name)
     }
 
-    fn serve(&self, place: &Place, request: &PodRequest) -> Result<Process> {
+    /// Starts a server that answers with `name`, and returns once it listens.
+    ///
+    /// # Errors
+    /// When a port is taken.
+    pub fn serve(&self, place: &Place, file: &str, name: &str, listen: &[Listen]) -> Result<Process> {
         let mut command = place.command(probe::binary()?);
-        command.args(["serve", "--name", &request.name]);
-        for listen in &request.listen {
-            let flag = if listen.protocol.eq_ignore_ascii_case("udp") {
+        command.args(["serve", "--name", name]);
+        for Listen { protocol, port } in listen {
+            let flag = if protocol.eq_ignore_ascii_case("udp") {
                 "--udp"
             } else {
                 "--tcp"
             };
-            command.args([flag, &listen.port.to_string()]);
+            command.args([flag, &port.to_string()]);
         }
-        let name = format!("{}.{}", request.namespace, request.name);
-        let ready = self.scratch().join(format!("{name}.ready"));
+        let ready = self.scratch().join(format!("{file}.ready"));
         let _ = std::fs::remove_file(&ready);
         command.arg("--ready-file").arg(&ready);
-        let process = Process::start(&name, command, &self.scratch().join(format!("{name}.log")))?;
-        let up = crate::process::wait_until(std::time::Duration::from_secs(20), || {
-            ready.exists() || process.ended().is_some()
-        });
+        let process = Process::start(file, command, &self.scratch().join(format!("{file}.log")))?;
+        let up = wait_until(Duration::from_secs(20), || ready.exists() || process.ended().is_some());
         ensure!(
             up && process.ended().is_none(),
-            "the server of pod {name} did not start\n{}",
+            "the server {file} did not start\n{}",
             process.log_tail(20)
         );
         Ok(process)
