@@ -2,6 +2,8 @@
 //!
 //! A backend makes plans real. It never looks at the World and decides nothing that a plan could have decided.
 
+pub mod userspace;
+
 use std::time::Duration;
 
 use portolan_model::ServiceName;
