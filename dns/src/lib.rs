@@ -1,1 +1,11 @@
 //! portolan-dns: the cluster's DNS server, as a library.
+//!
+//! [`zone`] follows the World and holds what every name answers; [`answer`] turns a query into a response with it. Both
+//! are pure. Everything else is the I/O around them.
+//!
+//! It never writes to the API server, and never answers or forwards a name of its own zones before it knows them all.
+
+pub mod answer;
+pub mod zone;
+
+pub use zone::ZoneConfig;

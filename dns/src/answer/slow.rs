@@ -1,0 +1,373 @@
+//! Answers what the fast path leaves: aliases, errors, unusual but valid queries. Reads and writes with hickory-proto.
+//!
+//! It knows no rule of its own about names: it asks the same [`Snapshot::lookup`]. Given a plain query it gives the
+//! same message as the fast path, which is how that one is tested.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode};
+use hickory_proto::rr::rdata::opt::EdnsOption;
+use hickory_proto::rr::rdata::{A, AAAA, CNAME, NS, PTR, SOA, SRV, TXT};
+use hickory_proto::rr::{DNSClass, Name as ProtoName, RData, Record};
+use hickory_proto::serialize::binary::BinDecodable;
+
+use super::parse::HEADER;
+use super::{ClientEdns, Forward, Question, Transport, Verdict, edns, truncate};
+use crate::zone::config::{ZoneApex, ZoneKind};
+use crate::zone::names::{Name, Reverse, parse_reverse};
+use crate::zone::records::{DNS_VERSION_TTL, NameServer, Ptr, Records, SOA_TIMERS, Srv, rotated};
+use crate::zone::{Found, Outcome, Snapshot, TYPE_CNAME};
+
+/// The longest chain of aliases that is followed.
+pub const MAX_ALIASES: usize = 10;
+const OPTION_EDE: u16 = 15;
+const OPTION_SUBNET: u16 = 8;
+
+/// An extended error (RFC 8914), sent to clients that use EDNS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ede {
+    /// The store has not been filled yet.
+    NotSynced,
+    /// A chain of aliases never ends.
+    AliasChain,
+    /// No upstream answered.
+    UpstreamDown,
+    /// More queries are being forwarded than allowed.
+    Overloaded,
+    /// There is no upstream to ask.
+    NoUpstream,
+}
+
+// === impl Ede ===
+
+impl Ede {
+    fn code(self) -> u16 {
+        match self {
+            Self::NotSynced => 14,
+            Self::AliasChain | Self::Overloaded => 0,
+            Self::UpstreamDown | Self::NoUpstream => 22,
+        }
+    }
+
+    fn text(self) -> &'static str {
+        match self {
+            Self::NotSynced => "not synced",
+            Self::AliasChain => "alias chain longer than 10",
+            Self::UpstreamDown => "upstream down",
+            Self::Overloaded => "too many queries in flight",
+            Self::NoUpstream => "no upstream configured",
+        }
+    }
+}
+
+/// Answers any message that is a query.
+pub fn answer(query: &[u8], snapshot: &Snapshot, transport: Transport, rotation: u32, out: &mut [u8]) -> Verdict {
+    let Some(header) = query.first_chunk::<HEADER>() else {
+        return Verdict::Drop;
+    };
+    if header[2] & 0x80 != 0 {
+        return Verdict::Drop;
+    }
+    if header[2] & 0x78 != 0 {
+        return put(&bare(header, ResponseCode::NotImp), out);
+    }
+    if header[4..6] != [0, 1] {
+        return put(&bare(header, ResponseCode::FormErr), out);
+    }
+    let Some((question, class, version)) = Message::from_vec(query).ok().and_then(|message| read(&message)) else {
+        return put(&bare(header, ResponseCode::FormErr), out);
+    };
+    let limit = question.limit(transport).min(out.len());
+    let reply = |code| truncate::encode(response(&question, class, code), limit);
+    if version > 0 {
+        return put(&reply(ResponseCode::BADVERS), out);
+    }
+    if class != DNSClass::IN {
+        return put(&reply(ResponseCode::Refused), out);
+    }
+    match resolve(&question, snapshot, rotation) {
+        Resolved::Message(message) => put(&truncate::encode(*message, limit), out),
+        Resolved::Elsewhere(aliases) => Verdict::Forward(Box::new(Forward { question, aliases })),
+    }
+}
+
+fn put(bytes: &[u8], out: &mut [u8]) -> Verdict {
+    match out.get_mut(..bytes.len()) {
+        Some(place) => {
+            place.copy_from_slice(bytes);
+            Verdict::Answer(bytes.len())
+        }
+        None => Verdict::Drop,
+    }
+}
+
+/// A response to a message of which only the header can be trusted.
+fn bare(header: &[u8; HEADER], code: ResponseCode) -> Vec<u8> {
+    // QR, and of the query's flags the opcode and RD.
+    let flags = 0x80 | header[2] & 0x79;
+    vec![header[0], header[1], flags, code.low(), 0, 0, 0, 0, 0, 0, 0, 0]
+}
+
+/// The one question of a message, its class and its EDNS version.
+fn read(message: &Message) -> Option<(Question, DNSClass, u8)> {
+    let [query] = &message.queries[..] else { return None };
+    let edns = message.edns.as_ref().map(|edns| ClientEdns {
+        payload: edns.max_payload(),
+        dnssec_ok: edns.flags().dnssec_ok,
+    });
+    let question = Question {
+        id: message.metadata.id,
+        recursion_desired: message.metadata.recursion_desired,
+        checking_disabled: message.metadata.checking_disabled,
+        name: wire_name(query.name())?,
+        qtype: query.query_type().into(),
+        edns,
+    };
+    let version = message.edns.as_ref().map_or(0, Edns::version);
+    // RFC 7871 section 7.1.2: a query with a broken subnet is refused; one with a good subnet is answered without it.
+    let broken = |edns: &Edns| edns.options().get(OPTION_SUBNET.into()).is_some_and(|o| o.len() < 4);
+    if message.edns.as_ref().is_some_and(broken) {
+        return None;
+    }
+    Some((question, query.query_class(), version))
+}
+
+fn wire_name(name: &ProtoName) -> Option<Name> {
+    let mut wire = Vec::with_capacity(name.len() + 1);
+    for label in name.iter() {
+        crate::zone::names::push_label(&mut wire, label).ok()?;
+    }
+    wire.push(0);
+    Name::from_wire(&wire).ok()
+}
+
+/// A name that was checked when it was made. The root stands for one that hickory-proto refuses nevertheless.
+fn proto_name(wire: &[u8]) -> ProtoName {
+    ProtoName::from_bytes(wire).unwrap_or_else(|_| ProtoName::root())
+}
+
+/// A response without records. Authority is claimed for our own answers only, which the caller says.
+fn response(question: &Question, class: DNSClass, code: ResponseCode) -> Message {
+    let mut message = Message::new(question.id, MessageType::Response, OpCode::Query);
+    message.metadata.recursion_desired = question.recursion_desired;
+    message.metadata.recursion_available = true;
+    message.metadata.checking_disabled = question.checking_disabled;
+    message.metadata.response_code = code;
+    let mut query = Query::query(proto_name(question.name.sent()), question.qtype.into());
+    query.set_query_class(class);
+    message.add_query(query);
+    if let Some(client) = question.edns {
+        let mut edns = Edns::new();
+        edns.set_max_payload(edns::MAX_UDP as u16);
+        edns.set_dnssec_ok(client.dnssec_ok);
+        message.set_edns(edns);
+    }
+    message
+}
+
+/// An error response, with the reason for clients that use EDNS.
+pub fn failure(question: &Question, code: ResponseCode, ede: Ede) -> Message {
+    let mut message = response(question, DNSClass::IN, code);
+    if let Some(edns) = &mut message.edns {
+        let mut data = ede.code().to_be_bytes().to_vec();
+        data.extend_from_slice(ede.text().as_bytes());
+        edns.options_mut().insert(EdnsOption::Unknown(OPTION_EDE, data));
+    }
+    message
+}
+
+enum Resolved {
+    Message(Box<Message>),
+    /// Aliases that lead out of our zones; none when the question itself is not ours.
+    Elsewhere(Vec<(Box<[u8]>, Box<[u8]>)>),
+}
+
+fn resolve(question: &Question, snapshot: &Snapshot, rotation: u32) -> Resolved {
+    let mut message = response(question, DNSClass::IN, ResponseCode::NoError);
+    message.metadata.authoritative = true;
+    let mut aliases = Vec::new();
+    let mut name = question.name.clone();
+    loop {
+        let (zone, outcome) = match snapshot.lookup(&name, question.qtype) {
+            Found::NotOurs => return Resolved::Elsewhere(aliases),
+            Found::NotSynced => {
+                let failed = failure(question, ResponseCode::ServFail, Ede::NotSynced);
+                return Resolved::Message(Box::new(failed));
+            }
+            Found::Ours(zone, outcome) => (zone, outcome),
+        };
+        let writer = Writer {
+            snapshot,
+            zone,
+            name: &name,
+        };
+        match outcome {
+            Outcome::Records(records) => writer.records(&mut message, records, rotation),
+            Outcome::Cname(target) => {
+                message.add_answer(writer.alias(target));
+                let Ok(next) = Name::from_wire(target) else { break };
+                aliases.push((name.sent().into(), target.into()));
+                if question.qtype == TYPE_CNAME {
+                    break;
+                }
+                if aliases.len() > MAX_ALIASES {
+                    let failed = failure(question, ResponseCode::ServFail, Ede::AliasChain);
+                    return Resolved::Message(Box::new(failed));
+                }
+                name = next;
+                continue;
+            }
+            Outcome::NoData => writer.negative(&mut message),
+            Outcome::NxDomain => {
+                message.metadata.response_code = ResponseCode::NXDomain;
+                writer.negative(&mut message);
+            }
+            Outcome::Refused => {
+                message.metadata.authoritative = false;
+                message.metadata.response_code = ResponseCode::Refused;
+            }
+        }
+        break;
+    }
+    Resolved::Message(Box::new(message))
+}
+
+/// The response to a question whose aliases lead out of our zones, given what upstream said about their target.
+pub fn relay(forward: &Forward, ttl: u32, upstream: &Message) -> Message {
+    let mut message = response(&forward.question, DNSClass::IN, upstream.metadata.response_code);
+    // AA speaks of the first owner name, which is ours (RFC 1035 section 4.1.1).
+    message.metadata.authoritative = true;
+    for (owner, target) in &forward.aliases {
+        let data = RData::CNAME(CNAME(proto_name(target)));
+        message.add_answer(Record::from_rdata(proto_name(owner), ttl, data));
+    }
+    message.add_answers(upstream.answers.iter().cloned());
+    message.add_authorities(upstream.authorities.iter().cloned());
+    message
+}
+
+/// Turns what a name holds into records.
+struct Writer<'a> {
+    snapshot: &'a Snapshot,
+    zone: &'a ZoneApex,
+    name: &'a Name,
+}
+
+// === impl Writer ===
+
+impl Writer<'_> {
+    fn owner(&self) -> ProtoName {
+        proto_name(self.name.sent())
+    }
+
+    fn record(&self, data: RData) -> Record {
+        Record::from_rdata(self.owner(), self.snapshot.config.ttl, data)
+    }
+
+    fn alias(&self, target: &[u8]) -> Record {
+        self.record(RData::CNAME(CNAME(proto_name(target))))
+    }
+
+    fn records(&self, message: &mut Message, records: Records<'_>, rotation: u32) {
+        let first = records.first(rotation);
+        match records {
+            Records::A(list) => {
+                message.add_answers(rotated(list, first).map(|ip| self.record(RData::A(A(*ip)))));
+            }
+            Records::Aaaa(list) => {
+                message.add_answers(rotated(list, first).map(|ip| self.record(RData::AAAA(AAAA(*ip)))));
+            }
+            Records::Spelled(IpAddr::V4(ip)) => {
+                message.add_answer(self.record(RData::A(A(ip))));
+            }
+            Records::Spelled(IpAddr::V6(ip)) => {
+                message.add_answer(self.record(RData::AAAA(AAAA(ip))));
+            }
+            Records::Srv(srv) => self.srv(message, &srv, first),
+            Records::Ptr(list) => {
+                message.add_answers(list.iter().filter_map(|ptr| self.ptr(ptr)));
+            }
+            Records::Soa => {
+                message.add_answer(self.soa());
+            }
+            Records::Ns(server) => self.ns(message, &server),
+            Records::Txt(text) => {
+                let mut record = self.record(RData::TXT(TXT::from_bytes(vec![text])));
+                record.ttl = DNS_VERSION_TTL;
+                message.add_answer(record);
+            }
+        }
+    }
+
+    fn srv(&self, message: &mut Message, srv: &Srv<'_>, first: usize) {
+        let mut last = None;
+        for record in rotated(srv.records, first) {
+            let target = srv.target(record);
+            let mut wire = Vec::new();
+            if let Some(label) = &target.label {
+                wire.push(label.as_bytes().len() as u8);
+                wire.extend_from_slice(label.as_bytes());
+            }
+            let glue_owner = [&wire[..], &self.name.sent()[self.name.start(srv.depth)..]].concat();
+            wire.extend_from_slice(self.name.suffix(srv.depth));
+            let data = SRV::new(0, srv.weight, record.port, proto_name(&wire));
+            message.add_answer(self.record(RData::SRV(data)));
+            if last.replace(record.host) != Some(record.host) {
+                self.glue(message, &proto_name(&glue_owner), target.v4, target.v6);
+            }
+        }
+    }
+
+    fn glue(&self, message: &mut Message, owner: &ProtoName, v4: &[Ipv4Addr], v6: &[Ipv6Addr]) {
+        let ttl = self.snapshot.config.ttl;
+        let v4 = v4.iter().map(|ip| RData::A(A(*ip)));
+        let v6 = v6.iter().map(|ip| RData::AAAA(AAAA(*ip)));
+        message.add_additionals(v4.chain(v6).map(|data| Record::from_rdata(owner.clone(), ttl, data)));
+    }
+
+    fn ptr(&self, ptr: &Ptr) -> Option<Record> {
+        let Reverse::Address(ip) = parse_reverse(self.name) else {
+            return None;
+        };
+        let mut wire = Vec::new();
+        if let Some(label) = ptr.label(ip) {
+            wire.push(label.as_bytes().len() as u8);
+            wire.extend_from_slice(label.as_bytes());
+        }
+        wire.extend_from_slice(&ptr.service);
+        wire.extend_from_slice(b"\x03svc");
+        wire.extend_from_slice(&self.snapshot.config.primary);
+        Some(self.record(RData::PTR(PTR(proto_name(&wire)))))
+    }
+
+    fn ns(&self, message: &mut Message, server: &NameServer<'_>) {
+        let labels = if server.labels.is_empty() {
+            b"\x02ns\x03dns".to_vec()
+        } else {
+            [server.labels, b"\x03svc"].concat()
+        };
+        let target = proto_name(&[&labels[..], &self.snapshot.config.primary].concat());
+        message.add_answer(self.record(RData::NS(NS(target.clone()))));
+        self.glue(message, &target, server.v4, server.v6);
+    }
+
+    fn soa(&self) -> Record {
+        let apex = &self.name.sent()[self.name.start(self.name.labels() - self.zone.labels)..];
+        let config = &self.snapshot.config;
+        let zone = match self.zone.kind {
+            ZoneKind::Cluster => apex,
+            ZoneKind::Reverse { .. } => &config.primary,
+        };
+        let below = |labels: &[u8]| proto_name(&[labels, zone].concat());
+        let [refresh, retry, expire] = SOA_TIMERS.map(|seconds| seconds as i32);
+        let serial = self.snapshot.serial;
+        let minimum = config.negative_ttl;
+        let (server, mailbox) = (below(b"\x02ns\x03dns"), below(b"\x0ahostmaster"));
+        let data = SOA::new(server, mailbox, serial, refresh, retry, expire, minimum);
+        Record::from_rdata(proto_name(apex), minimum, RData::SOA(data))
+    }
+
+    fn negative(&self, message: &mut Message) {
+        message.add_authority(self.soa());
+    }
+}

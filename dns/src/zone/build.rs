@@ -1,0 +1,386 @@
+//! One Service into everything that its names answer.
+//!
+//! Looks at that Service and its slices only. Names that DNS cannot carry are left out; they were reported when the
+//! object was parsed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
+
+use portolan_model::{Endpoint, Protocol, ServiceName, ServiceType, ServiceView};
+
+use super::names::{DashedLabel, MAX_LABEL, parse_dashed, push_label, wire_from_text};
+use super::records::{PtrName, Records, Srv};
+
+/// Everything that the names of one Service answer.
+#[derive(Debug, PartialEq, Eq)]
+pub struct ServiceNames {
+    /// Labels `service.namespace` in lower case and wire form.
+    pub key: Arc<[u8]>,
+    kind: Kind,
+    v4: Box<[Ipv4Addr]>,
+    v6: Box<[Ipv6Addr]>,
+    /// Ready endpoints by their own name, sorted; see [`Host`].
+    hosts: Box<[Host]>,
+    /// How many of `hosts` are named by their address.
+    dashed: usize,
+    ports: Box<[Port]>,
+    /// SRV records of the bare name, when they are not just those of the only port.
+    bare: Option<Box<[SrvRecord]>>,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Kind {
+    /// Answers with its cluster IPs.
+    ClusterIp,
+    /// Answers with its ready endpoints; without one the name does not exist.
+    Headless,
+    /// The target, in wire form; `None` when it is no name, and then the Service's name does not exist either.
+    ExternalName(Option<Box<[u8]>>),
+}
+
+/// The name of an endpoint. The order puts the dashed ones first, sorted by address, then the named by label.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Host {
+    /// No hostname: named by its IPv4 address.
+    V4(Ipv4Addr),
+    /// No hostname: named by its IPv6 address.
+    V6(Ipv6Addr),
+    /// Named by its hostname.
+    Named(Box<NamedHost>),
+}
+
+/// An endpoint, or several, that share a hostname.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct NamedHost {
+    /// Lower case, without a length octet.
+    pub label: Arc<[u8]>,
+    /// Its IPv4 addresses.
+    pub v4: Box<[Ipv4Addr]>,
+    /// Its IPv6 addresses.
+    pub v6: Box<[Ipv6Addr]>,
+}
+
+/// The SRV records of one port name.
+#[derive(Debug, PartialEq, Eq)]
+struct Port {
+    name: Box<str>,
+    protocol: Protocol,
+    records: Box<[SrvRecord]>,
+    /// Records before duplicates were dropped. CoreDNS divides 100 by this.
+    count: usize,
+}
+
+/// One SRV record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct SrvRecord {
+    /// The index of the endpoint, or [`SELF`].
+    pub host: u32,
+    /// The port.
+    pub port: u16,
+}
+
+/// As a record's host: the Service itself.
+pub const SELF: u32 = u32::MAX;
+
+/// What a Service says about one of its names.
+#[derive(Clone, Copy, Debug)]
+pub enum ServiceAnswer<'a> {
+    /// The records asked for; none means NODATA.
+    Records(Records<'a>),
+    /// The name exists and holds nothing of the type.
+    NoData,
+    /// An alias; the target in wire form.
+    Cname(&'a [u8]),
+    /// There is no such name.
+    NxDomain,
+}
+
+// === impl ServiceNames ===
+
+impl ServiceNames {
+    /// Builds the names of a Service. `None` when its name cannot stand in DNS.
+    pub fn build(view: &ServiceView<'_>) -> Option<Self> {
+        let key = service_key(&view.service.name)?;
+        let service = view.service;
+        let mut names = Self {
+            key,
+            kind: Kind::ClusterIp,
+            v4: Box::default(),
+            v6: Box::default(),
+            hosts: Box::default(),
+            dashed: 0,
+            ports: Box::default(),
+            bare: None,
+        };
+        if service.type_ == ServiceType::ExternalName {
+            names.kind = Kind::ExternalName(service.external_name.as_deref().and_then(external_target));
+            return Some(names);
+        }
+        if service.headless {
+            names.kind = Kind::Headless;
+        }
+        names.hosts = hosts(view);
+        names.dashed = names.hosts.partition_point(|host| !matches!(host, Host::Named(_)));
+        let (v4, v6) = if service.headless {
+            let ready = ready_endpoints(view).flat_map(Endpoint::addresses);
+            split(ready.collect::<BTreeSet<_>>())
+        } else {
+            split(service.cluster_ips.iter().copied())
+        };
+        (names.v4, names.v6) = (v4, v6);
+        if service.headless {
+            names.endpoint_ports(view);
+        } else {
+            names.service_ports(view);
+        }
+        names.merge_bare();
+        Some(names)
+    }
+
+    /// The ports of the Service itself: every record points at its own name.
+    fn service_ports(&mut self, view: &ServiceView<'_>) {
+        let addresses = self.v4.len() + self.v6.len();
+        if addresses == 0 {
+            return;
+        }
+        let port = |port: &portolan_model::ServicePort| Port {
+            name: port.name.to_ascii_lowercase().into(),
+            protocol: port.protocol,
+            records: [SrvRecord {
+                host: SELF,
+                port: port.port,
+            }]
+            .into(),
+            count: addresses,
+        };
+        self.ports = view.service.ports.iter().map(port).collect();
+    }
+
+    /// The ports that the slices of a headless Service name: every record points at an endpoint.
+    fn endpoint_ports(&mut self, view: &ServiceView<'_>) {
+        let mut found: BTreeMap<(&str, Protocol), (BTreeSet<SrvRecord>, usize)> = BTreeMap::new();
+        for slice in view.slices {
+            for port in &slice.ports {
+                let Some(number) = port.port else { continue };
+                let (records, count) = found.entry((&*port.name, port.protocol)).or_default();
+                let ready = slice.endpoints.iter().filter(|endpoint| endpoint.conditions.ready);
+                for (endpoint, ip) in ready.flat_map(|e| e.addresses().map(move |ip| (e, ip))) {
+                    *count += 1;
+                    if let Some(host) = self.position(endpoint, ip) {
+                        records.insert(SrvRecord { host, port: number });
+                    }
+                }
+            }
+        }
+        let ports = found.into_iter().map(|((name, protocol), (records, count))| Port {
+            name: name.to_ascii_lowercase().into(),
+            protocol,
+            records: records.into_iter().collect(),
+            count,
+        });
+        self.ports = ports.collect();
+    }
+
+    fn merge_bare(&mut self) {
+        if self.ports.len() > 1 {
+            let all = self.ports.iter().flat_map(|port| port.records.iter().copied());
+            self.bare = Some(all.collect::<BTreeSet<_>>().into_iter().collect());
+        }
+    }
+
+    fn position(&self, endpoint: &Endpoint, ip: IpAddr) -> Option<u32> {
+        let found = match host_label(endpoint) {
+            Some(label) => self.named(&label),
+            None => self.dashed(ip),
+        };
+        found.and_then(|index| u32::try_from(index).ok())
+    }
+
+    fn named(&self, label: &[u8]) -> Option<usize> {
+        let named = &self.hosts[self.dashed..];
+        let found = named.binary_search_by(|host| match host {
+            Host::Named(named) => (*named.label).cmp(label),
+            Host::V4(_) | Host::V6(_) => std::cmp::Ordering::Less,
+        });
+        found.ok().map(|index| index + self.dashed)
+    }
+
+    fn dashed(&self, ip: IpAddr) -> Option<usize> {
+        let host = match ip {
+            IpAddr::V4(ip) => Host::V4(ip),
+            IpAddr::V6(ip) => Host::V6(ip),
+        };
+        self.hosts[..self.dashed].binary_search(&host).ok()
+    }
+
+    /// The endpoint at an index.
+    pub fn host(&self, index: u32) -> Option<&Host> {
+        self.hosts.get(index as usize)
+    }
+
+    /// The IPv4 addresses of the Service's own name.
+    pub fn v4(&self) -> &[Ipv4Addr] {
+        &self.v4
+    }
+
+    /// The IPv6 addresses of the Service's own name.
+    pub fn v6(&self) -> &[Ipv6Addr] {
+        &self.v6
+    }
+
+    /// Whether the Service's own name exists.
+    pub fn exists(&self) -> bool {
+        match &self.kind {
+            Kind::ClusterIp => true,
+            Kind::Headless => !self.hosts.is_empty(),
+            Kind::ExternalName(target) => target.is_some(),
+        }
+    }
+
+    /// The question for the Service's own name.
+    pub fn answer(&self, qtype: u16) -> ServiceAnswer<'_> {
+        if !self.exists() {
+            return ServiceAnswer::NxDomain;
+        }
+        if let Kind::ExternalName(Some(target)) = &self.kind {
+            return ServiceAnswer::Cname(target);
+        }
+        match qtype {
+            super::TYPE_A => ServiceAnswer::Records(Records::A(&self.v4)),
+            super::TYPE_AAAA => ServiceAnswer::Records(Records::Aaaa(&self.v6)),
+            super::TYPE_SRV => {
+                let only = self.ports.first().map_or(&[][..], |port| &port.records);
+                let records = self.bare.as_deref().unwrap_or(only);
+                self.srv(records, self.ports.iter().map(|port| port.count).sum(), 0)
+            }
+            _ => ServiceAnswer::NoData,
+        }
+    }
+
+    fn srv<'a>(&'a self, records: &'a [SrvRecord], count: usize, depth: usize) -> ServiceAnswer<'a> {
+        ServiceAnswer::Records(Records::Srv(Srv {
+            service: self,
+            records,
+            weight: (100 / count.max(1)).max(1) as u16,
+            depth,
+        }))
+    }
+
+    /// The question for a name one label below: an endpoint, or `_proto` above the ports' names.
+    pub fn answer_below(&self, label: &[u8], qtype: u16) -> ServiceAnswer<'_> {
+        if let Some(protocol) = label.strip_prefix(b"_") {
+            let mut ports = self.ports.iter().filter(|port| !port.name.is_empty());
+            return if ports.any(|port| port.protocol.lower().as_bytes() == protocol && !port.records.is_empty()) {
+                ServiceAnswer::NoData
+            } else {
+                ServiceAnswer::NxDomain
+            };
+        }
+        let by_address = || {
+            let ip = parse_dashed(label)?;
+            self.dashed(ip).filter(|_| DashedLabel::new(ip).as_bytes() == label)
+        };
+        let host = self.named(label).or_else(by_address).and_then(|i| self.hosts.get(i));
+        let Some(host) = host else {
+            return ServiceAnswer::NxDomain;
+        };
+        match qtype {
+            super::TYPE_A => ServiceAnswer::Records(Records::A(host.v4())),
+            super::TYPE_AAAA => ServiceAnswer::Records(Records::Aaaa(host.v6())),
+            _ => ServiceAnswer::NoData,
+        }
+    }
+
+    /// The question for `_port._proto`.
+    pub fn answer_port(&self, port: &[u8], protocol: &[u8], qtype: u16) -> ServiceAnswer<'_> {
+        let (Some(name), Some(protocol)) = (port.strip_prefix(b"_"), protocol.strip_prefix(b"_")) else {
+            return ServiceAnswer::NxDomain;
+        };
+        let matches = |port: &&Port| {
+            !name.is_empty() && port.name.as_bytes() == name && port.protocol.lower().as_bytes() == protocol
+        };
+        match self.ports.iter().find(matches).filter(|port| !port.records.is_empty()) {
+            None => ServiceAnswer::NxDomain,
+            Some(port) if qtype == super::TYPE_SRV => self.srv(&port.records, port.count, 2),
+            Some(_) => ServiceAnswer::NoData,
+        }
+    }
+
+    /// Every address that a PTR stands at, with the name it gets.
+    pub fn pointers(&self) -> BTreeSet<(IpAddr, PtrName)> {
+        let own = match self.kind {
+            Kind::ClusterIp => (self.v4.iter().map(|ip| IpAddr::V4(*ip)))
+                .chain(self.v6.iter().map(|ip| IpAddr::V6(*ip)))
+                .map(|ip| (ip, PtrName::Service))
+                .collect(),
+            Kind::Headless | Kind::ExternalName(_) => BTreeSet::new(),
+        };
+        let hosts = self.hosts.iter().flat_map(Host::pointers);
+        own.into_iter().chain(hosts).collect()
+    }
+}
+
+/// Labels `service.namespace` in lower case and wire form.
+pub fn service_key(name: &ServiceName) -> Option<Arc<[u8]>> {
+    let mut key = Vec::with_capacity(name.name.len() + name.namespace.len() + 2);
+    push_label(&mut key, name.name.as_bytes()).ok()?;
+    push_label(&mut key, name.namespace.as_bytes()).ok()?;
+    key.make_ascii_lowercase();
+    Some(key.into())
+}
+
+/// The target of an ExternalName Service. An address is no name (as in CoreDNS).
+fn external_target(name: &str) -> Option<Box<[u8]>> {
+    if name.parse::<IpAddr>().is_ok() {
+        return None;
+    }
+    wire_from_text(name).ok().filter(|wire| wire.len() > 1)
+}
+
+fn ready_endpoints<'a>(view: &ServiceView<'a>) -> impl Iterator<Item = &'a Endpoint> {
+    let endpoints = view.slices.iter().flat_map(|slice| &slice.endpoints);
+    endpoints.filter(|endpoint| endpoint.conditions.ready)
+}
+
+/// The endpoint's hostname in lower case, when it can stand in a name.
+fn host_label(endpoint: &Endpoint) -> Option<Vec<u8>> {
+    let label = endpoint.hostname.as_deref()?.to_ascii_lowercase().into_bytes();
+    (!label.is_empty() && label.len() <= MAX_LABEL && !label.contains(&b'.')).then_some(label)
+}
+
+fn hosts(view: &ServiceView<'_>) -> Box<[Host]> {
+    let mut dashed = BTreeSet::new();
+    let mut named: BTreeMap<Vec<u8>, BTreeSet<IpAddr>> = BTreeMap::new();
+    for endpoint in ready_endpoints(view) {
+        match host_label(endpoint) {
+            Some(label) => named.entry(label).or_default().extend(endpoint.addresses()),
+            None => dashed.extend(endpoint.addresses()),
+        }
+    }
+    let dashed = dashed.into_iter().map(|ip| match ip {
+        IpAddr::V4(ip) => Host::V4(ip),
+        IpAddr::V6(ip) => Host::V6(ip),
+    });
+    let named = named.into_iter().map(|(label, addresses)| {
+        let (v4, v6) = split(addresses);
+        Host::Named(Box::new(NamedHost {
+            label: label.into(),
+            v4,
+            v6,
+        }))
+    });
+    dashed.chain(named).collect()
+}
+
+/// Addresses by family, in the order given.
+pub fn split(addresses: impl IntoIterator<Item = IpAddr>) -> (Box<[Ipv4Addr]>, Box<[Ipv6Addr]>) {
+    let (mut v4, mut v6) = (Vec::new(), Vec::new());
+    for address in addresses {
+        match address {
+            IpAddr::V4(ip) => v4.push(ip),
+            IpAddr::V6(ip) => v6.push(ip),
+        }
+    }
+    (v4.into(), v6.into())
+}

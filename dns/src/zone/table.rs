@@ -1,0 +1,268 @@
+//! The table of names: what readers see, and how one changed Service gets into it.
+//!
+//! The maps are persistent: a change copies the path to what it touches and shares the rest, so its cost does not
+//! depend on how many Services there are. A reader holds one [`Snapshot`] and sees every Service whole.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use portolan_model::{Delta, Namespace, Pod, PodName, ServiceName, World};
+use rpds::HashTrieMapSync;
+
+use super::build::{ServiceNames, service_key};
+use super::config::{PodMode, ZoneConfig};
+use super::records::Ptr;
+
+type Map<K, V> = HashTrieMapSync<K, V, foldhash::fast::RandomState>;
+
+/// Everything that can be answered at one moment.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    /// What was configured.
+    pub config: Arc<ZoneConfig>,
+    /// Whether every source has been read once. Until then no name of ours may be answered or forwarded.
+    pub synced: bool,
+    /// The serial of every zone.
+    pub serial: u32,
+    services: Map<Arc<[u8]>, Arc<ServiceNames>>,
+    namespaces: Map<Box<[u8]>, Presence>,
+    reverse: Map<IpAddr, Arc<[Ptr]>>,
+    /// Who has an address, by namespace label, for `pods verified`.
+    pods: Map<IpAddr, Arc<[PodName]>>,
+}
+
+/// Why a namespace exists.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Presence {
+    /// There is a Namespace object.
+    declared: bool,
+    /// Services in it. Without a watch on Namespaces they are all there is to go by.
+    services: u32,
+}
+
+/// What one call of [`Zone::apply`] did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Applied {
+    /// Services whose names were built.
+    pub built: usize,
+    /// Services whose answers changed.
+    pub changed: usize,
+}
+
+/// The writer's side: follows the World and publishes Snapshots.
+#[derive(Debug)]
+pub struct Zone {
+    work: Snapshot,
+    published: Arc<ArcSwap<Snapshot>>,
+    /// What `work.pods` holds, so that a pod that is gone can be taken out.
+    pods: std::collections::HashMap<PodName, Vec<IpAddr>>,
+}
+
+// === impl Snapshot ===
+
+impl Snapshot {
+    fn new(config: ZoneConfig, serial: u32) -> Self {
+        Self {
+            config: Arc::new(config),
+            synced: false,
+            serial,
+            services: Map::default(),
+            namespaces: Map::default(),
+            reverse: Map::default(),
+            pods: Map::default(),
+        }
+    }
+
+    /// The names of a Service, given its labels `service.namespace` in lower case and wire form.
+    pub fn service(&self, key: &[u8]) -> Option<&ServiceNames> {
+        self.services.get(key).map(|names| &**names)
+    }
+
+    /// Whether a namespace exists, given its label in lower case.
+    pub fn has_namespace(&self, label: &[u8]) -> bool {
+        self.namespaces.contains_key(label)
+    }
+
+    /// The names of an address.
+    pub fn pointers(&self, ip: IpAddr) -> &[Ptr] {
+        self.reverse.get(&ip).map_or(&[], |list| list)
+    }
+
+    /// Whether a pod of a namespace, given by its label in lower case, has an address.
+    pub fn has_pod(&self, ip: IpAddr, namespace: &[u8]) -> bool {
+        let pods = self.pods.get(&ip).map_or(&[][..], |list| list);
+        pods.iter()
+            .any(|pod| pod.namespace.as_bytes().eq_ignore_ascii_case(namespace))
+    }
+
+    /// How many Services and addresses have names.
+    pub fn counts(&self) -> (usize, usize) {
+        (self.services.size(), self.reverse.size())
+    }
+
+    /// Puts the names of one Service in the place of those it had. Says whether an answer changed.
+    fn replace(&mut self, name: &ServiceName, names: Option<ServiceNames>) -> bool {
+        let Some(key) = names
+            .as_ref()
+            .map(|names| names.key.clone())
+            .or_else(|| service_key(name))
+        else {
+            return false;
+        };
+        let old = self.services.get(&key).cloned();
+        if old.as_deref() == names.as_ref() {
+            return false;
+        }
+        let before = old.as_ref().map(|old| old.pointers()).unwrap_or_default();
+        let after = names.as_ref().map(ServiceNames::pointers).unwrap_or_default();
+        // The key that is in the table already is shared, so that an address's names cost no second copy of it.
+        let shared = old.as_ref().map_or_else(|| key.clone(), |old| old.key.clone());
+        for (ip, name) in before.difference(&after) {
+            self.point(*ip, |list| {
+                list.retain(|ptr| ptr.service != shared || ptr.name != *name)
+            });
+        }
+        for (ip, name) in after.difference(&before) {
+            let service = shared.clone();
+            self.point(*ip, |list| {
+                list.insert(Ptr {
+                    name: name.clone(),
+                    service,
+                });
+            });
+        }
+        let count = i64::from(names.is_some()) - i64::from(old.is_some());
+        self.presence(name.namespace.as_bytes(), |presence| {
+            presence.services = presence.services.saturating_add_signed(count as i32);
+        });
+        match names {
+            Some(mut names) => {
+                names.key = shared.clone();
+                self.services.insert_mut(shared, Arc::new(names));
+            }
+            None => {
+                self.services.remove_mut(&key);
+            }
+        }
+        true
+    }
+
+    fn point(&mut self, ip: IpAddr, change: impl FnOnce(&mut BTreeSet<Ptr>)) {
+        let mut list: BTreeSet<Ptr> = self.pointers(ip).iter().cloned().collect();
+        change(&mut list);
+        if list.is_empty() {
+            self.reverse.remove_mut(&ip);
+        } else {
+            self.reverse.insert_mut(ip, list.into_iter().collect());
+        }
+    }
+
+    /// Changes why a namespace exists; says whether that changed.
+    fn presence(&mut self, namespace: &[u8], change: impl FnOnce(&mut Presence)) -> bool {
+        let label = namespace.to_ascii_lowercase();
+        let old = self.namespaces.get(&*label).copied().unwrap_or_default();
+        let mut new = old;
+        change(&mut new);
+        if new == old {
+            return false;
+        }
+        if new == Presence::default() {
+            self.namespaces.remove_mut(&*label);
+        } else {
+            self.namespaces.insert_mut(label.into(), new);
+        }
+        (new == Presence::default()) != (old == Presence::default())
+    }
+
+    fn house(&mut self, ip: IpAddr, change: impl FnOnce(&mut Vec<PodName>)) {
+        let mut list = self.pods.get(&ip).map_or_else(Vec::new, |list| list.to_vec());
+        change(&mut list);
+        if list.is_empty() {
+            self.pods.remove_mut(&ip);
+        } else {
+            self.pods.insert_mut(ip, list.into());
+        }
+    }
+}
+
+// === impl Zone ===
+
+impl Zone {
+    /// An empty zone that nothing may be answered from yet. `now` is in seconds since 1970 and starts the serial.
+    pub fn new(config: ZoneConfig, now: u32) -> Self {
+        let work = Snapshot::new(config, now);
+        Self {
+            published: Arc::new(ArcSwap::from_pointee(work.clone())),
+            work,
+            pods: std::collections::HashMap::new(),
+        }
+    }
+
+    /// Where readers find the current Snapshot.
+    pub fn reader(&self) -> Arc<ArcSwap<Snapshot>> {
+        self.published.clone()
+    }
+
+    /// Takes in what changed and publishes it in one step. `now` is in seconds since 1970.
+    pub fn apply(&mut self, world: &World, delta: &Delta, now: u32) -> Applied {
+        let mut applied = Applied::default();
+        let mut moved = false;
+        for name in &delta.namespaces {
+            let declared = world
+                .namespace(name)
+                .is_some_and(|namespace: &Namespace| !namespace.name.is_empty());
+            moved |= self
+                .work
+                .presence(name.as_bytes(), |presence| presence.declared = declared);
+        }
+        for name in &delta.services {
+            let names = world.service(name).and_then(|view| ServiceNames::build(&view));
+            applied.built += 1;
+            applied.changed += usize::from(self.work.replace(name, names));
+        }
+        if self.work.config.pods == PodMode::Verified {
+            for name in &delta.pods {
+                moved |= self.replace_pod(name, world.pod(name));
+            }
+        }
+        if moved || applied.changed > 0 {
+            // A serial never goes back, and two changes within one second differ.
+            self.work.serial = now.max(self.work.serial.wrapping_add(1));
+            self.publish();
+        }
+        applied
+    }
+
+    fn replace_pod(&mut self, name: &PodName, pod: Option<&Pod>) -> bool {
+        let new = match pod {
+            Some(pod) if !pod.finished => pod.ips.clone(),
+            _ => Vec::new(),
+        };
+        let old = self.pods.remove(name).unwrap_or_default();
+        for ip in old.iter().filter(|ip| !new.contains(ip)) {
+            self.work.house(*ip, |list| list.retain(|known| known != name));
+        }
+        for ip in new.iter().filter(|ip| !old.contains(ip)) {
+            self.work.house(*ip, |list| list.push(name.clone()));
+        }
+        let moved = old != new;
+        if !new.is_empty() {
+            self.pods.insert(name.clone(), new);
+        }
+        moved
+    }
+
+    /// Says that every source has been read: from now on names are answered.
+    pub fn set_synced(&mut self) {
+        if !self.work.synced {
+            self.work.synced = true;
+            self.publish();
+        }
+    }
+
+    fn publish(&self) {
+        self.published.store(Arc::new(self.work.clone()));
+    }
+}

@@ -1,0 +1,488 @@
+//! Every row of the cluster DNS contract: the DNS specification 1.1.0 for Kubernetes, then CoreDNS where it is silent.
+//! Where the answer differs from CoreDNS on purpose the row says so.
+
+use hickory_proto::op::{Message, OpCode, ResponseCode};
+use hickory_proto::rr::{DNSClass, RecordType};
+use portolan_dns::answer::{Transport, Verdict, answer};
+use portolan_dns::zone::config::PodMode;
+use portolan_dns::zone::{Snapshot, Zone};
+
+use crate::fixture::{CLUSTER, config, query, said, with_edns, zone};
+
+/// Asks in process, as the server does.
+fn ask(snapshot: &Snapshot, query: &Message, transport: Transport) -> Option<Message> {
+    let mut out = vec![0; 65_535];
+    match answer(&query.to_vec().unwrap(), snapshot, transport, 0, &mut out) {
+        Verdict::Answer(length) => Some(Message::from_vec(&out[..length]).unwrap()),
+        Verdict::Forward(_) => None,
+        Verdict::Drop => panic!("no reply to a query"),
+    }
+}
+
+/// Asks `NAME TYPE` and compares what is said. `FORWARD` means that the question goes upstream.
+fn check(zone: &Zone, question: &str, expect: &[&str]) {
+    let snapshot = zone.reader().load_full();
+    for transport in [Transport::Udp, Transport::Tcp] {
+        let sent = with_edns(query(question), 1232);
+        let Some(reply) = ask(&snapshot, &sent, transport) else {
+            assert_eq!(expect, ["FORWARD"], "{question}");
+            continue;
+        };
+        let owner = sent.queries[0].name().to_string();
+        let expect = expect.iter().map(|line| line.replace('@', &owner)).collect();
+        assert_eq!(said(&reply), expect, "{question}");
+        assert_eq!(reply.queries, sent.queries, "{question}");
+        assert_eq!(reply.metadata.id, 4711);
+        let flags = reply.metadata;
+        assert!(flags.recursion_desired && flags.recursion_available, "{question}");
+        let failed = matches!(flags.response_code, ResponseCode::Refused | ResponseCode::ServFail);
+        assert_eq!(flags.authoritative, !failed, "{question}");
+        assert!(!flags.truncation, "{question}");
+        assert_eq!(reply.edns.map(|edns| edns.max_payload()), Some(1232), "{question}");
+    }
+}
+
+fn check_all(rows: &[(&str, &[&str])]) {
+    let zone = zone(CLUSTER, config());
+    for (question, expect) in rows {
+        check(&zone, question, expect);
+    }
+}
+
+#[test]
+fn cluster_ips() {
+    check_all(&[
+        ("web.shop.svc A", &["@ 5 A 10.96.0.20"]),
+        ("web.shop.svc AAAA", &["NODATA"]),
+        ("web.shop.svc MX", &["NODATA"]),
+        ("web.shop.svc ANY", &["NODATA"]),
+        ("web.shop.svc TXT", &["NODATA"]),
+        ("dual.shop.svc A", &["@ 5 A 10.96.0.30"]),
+        ("dual.shop.svc AAAA", &["@ 5 AAAA fd00:96::30"]),
+        ("six.shop.svc A", &["NODATA"]),
+        ("six.shop.svc AAAA", &["@ 5 AAAA fd00:96::40"]),
+        ("gone.shop.svc A", &["NXDOMAIN"]),
+        ("web.default.svc A", &["NXDOMAIN"]),
+        ("web.nowhere.svc A", &["NXDOMAIN"]),
+        ("web.shop A", &["NXDOMAIN"]),
+        // Endpoints of a ClusterIP Service have names too, as in CoreDNS; only the ready ones.
+        ("10-244-1-20.web.shop.svc A", &["@ 5 A 10.244.1.20"]),
+        ("10-244-2-20.web.shop.svc A", &["NXDOMAIN"]),
+        ("10-244-1-020.web.shop.svc A", &["NXDOMAIN"]),
+        ("a.b.c.web.shop.svc A", &["NXDOMAIN"]),
+        // Wildcards are gone since version 1.0.0 of the specification.
+        ("*.shop.svc A", &["NXDOMAIN"]),
+        ("any.shop.svc SRV", &["NXDOMAIN"]),
+    ]);
+}
+
+#[test]
+fn letter_case_of_the_question_is_kept() {
+    check_all(&[
+        (
+            "wEb.Shop.SVC.Cluster.LOCAL. A",
+            &["wEb.Shop.SVC.Cluster.LOCAL. 5 A 10.96.0.20"],
+        ),
+        ("nOpe.shop.svc A", &["NXDOMAIN"]),
+        (
+            "WEB-0.nginx.default.svc A",
+            &["WEB-0.nginx.default.svc.cluster.local. 5 A 10.244.1.6"],
+        ),
+        (
+            "_HTTP._tcp.Web.shop.svc SRV",
+            &[
+                "_HTTP._tcp.Web.shop.svc.cluster.local. 5 SRV 0 100 80 web.shop.svc.cluster.local.",
+                "+ Web.shop.svc.cluster.local. 5 A 10.96.0.20",
+            ],
+        ),
+    ]);
+}
+
+#[test]
+fn srv_of_cluster_ips() {
+    let glue = "+ web.shop.svc.cluster.local. 5 A 10.96.0.20";
+    check_all(&[
+        (
+            "_http._tcp.web.shop.svc SRV",
+            &["@ 5 SRV 0 100 80 web.shop.svc.cluster.local.", glue],
+        ),
+        (
+            "web.shop.svc SRV",
+            &[
+                "@ 5 SRV 0 50 80 web.shop.svc.cluster.local.",
+                "@ 5 SRV 0 50 443 web.shop.svc.cluster.local.",
+                glue,
+            ],
+        ),
+        // Ports times addresses share the weight, as in CoreDNS.
+        (
+            "dual.shop.svc SRV",
+            &[
+                "@ 5 SRV 0 50 5432 dual.shop.svc.cluster.local.",
+                "+ dual.shop.svc.cluster.local. 5 A 10.96.0.30",
+                "+ dual.shop.svc.cluster.local. 5 AAAA fd00:96::30",
+            ],
+        ),
+        // Two ports of one number are one record.
+        (
+            "kube-dns.kube-system.svc SRV",
+            &[
+                "@ 5 SRV 0 50 53 kube-dns.kube-system.svc.cluster.local.",
+                "+ kube-dns.kube-system.svc.cluster.local. 5 A 10.96.0.10",
+            ],
+        ),
+        ("_http._udp.web.shop.svc SRV", &["NXDOMAIN"]),
+        ("_ftp._tcp.web.shop.svc SRV", &["NXDOMAIN"]),
+        ("_tcp._http.web.shop.svc SRV", &["NXDOMAIN"]),
+        ("_._tcp.dual.shop.svc SRV", &["NXDOMAIN"]),
+        // CoreDNS answers the next two: it takes names without underscores, and A for a port's name.
+        ("http.tcp.web.shop.svc SRV", &["NXDOMAIN"]),
+        ("_http._tcp.web.shop.svc A", &["NODATA"]),
+    ]);
+}
+
+#[test]
+fn headless_services() {
+    check_all(&[
+        ("nginx.default.svc A", &["@ 5 A 10.244.1.6", "@ 5 A 10.244.2.6"]),
+        ("nginx.default.svc AAAA", &["@ 5 AAAA fd00:244:0:1::6"]),
+        ("web-0.nginx.default.svc A", &["@ 5 A 10.244.1.6"]),
+        ("web-0.nginx.default.svc AAAA", &["@ 5 AAAA fd00:244:0:1::6"]),
+        ("web-1.nginx.default.svc AAAA", &["NODATA"]),
+        ("web-2.nginx.default.svc A", &["NXDOMAIN"]),
+        // With a hostname the dashed form does not exist.
+        ("10-244-1-6.nginx.default.svc A", &["NXDOMAIN"]),
+        ("plain.default.svc A", &["@ 5 A 10.244.1.30", "@ 5 A 10.244.2.30"]),
+        ("10-244-1-30.plain.default.svc A", &["@ 5 A 10.244.1.30"]),
+        ("fd00-244-0-1--0.plain.default.svc AAAA", &["@ 5 AAAA fd00:244:0:1::"]),
+        ("fd00-244-0-1--0.plain.default.svc A", &["NODATA"]),
+        ("waiting.default.svc A", &["NXDOMAIN"]),
+        ("waiting.default.svc SRV", &["NXDOMAIN"]),
+        ("_peer._tcp.waiting.default.svc SRV", &["NXDOMAIN"]),
+        ("mongo-0.waiting.default.svc A", &["NXDOMAIN"]),
+        ("peers.default.svc A", &["@ 5 A 10.244.1.40"]),
+        ("mongo-0.peers.default.svc A", &["@ 5 A 10.244.1.40"]),
+        ("portless.default.svc A", &["@ 5 A 10.244.3.9"]),
+        ("portless.default.svc SRV", &["NODATA"]),
+    ]);
+}
+
+#[test]
+fn srv_of_headless_services() {
+    let records = [
+        "@ 5 SRV 0 33 8080 web-0.nginx.default.svc.cluster.local.",
+        "@ 5 SRV 0 33 8080 web-1.nginx.default.svc.cluster.local.",
+        "+ web-0.nginx.default.svc.cluster.local. 5 A 10.244.1.6",
+        "+ web-0.nginx.default.svc.cluster.local. 5 AAAA fd00:244:0:1::6",
+        "+ web-1.nginx.default.svc.cluster.local. 5 A 10.244.2.6",
+    ];
+    check_all(&[
+        ("_web._tcp.nginx.default.svc SRV", &records),
+        ("nginx.default.svc SRV", &records),
+        (
+            "_peer._tcp.peers.default.svc SRV",
+            &[
+                "@ 5 SRV 0 100 27017 mongo-0.peers.default.svc.cluster.local.",
+                "+ mongo-0.peers.default.svc.cluster.local. 5 A 10.244.1.40",
+            ],
+        ),
+        // The address in two slices counts twice for the weight, and is one record: 100 / 4.
+        (
+            "plain.default.svc SRV",
+            &[
+                "@ 5 SRV 0 25 9042 10-244-1-30.plain.default.svc.cluster.local.",
+                "@ 5 SRV 0 25 9042 10-244-2-30.plain.default.svc.cluster.local.",
+                "@ 5 SRV 0 25 9042 fd00-244-0-1--0.plain.default.svc.cluster.local.",
+                "+ 10-244-1-30.plain.default.svc.cluster.local. 5 A 10.244.1.30",
+                "+ 10-244-2-30.plain.default.svc.cluster.local. 5 A 10.244.2.30",
+                "+ fd00-244-0-1--0.plain.default.svc.cluster.local. 5 AAAA fd00:244:0:1::",
+            ],
+        ),
+    ]);
+}
+
+#[test]
+fn aliases() {
+    let dangling = "@ 5 CNAME gone.shop.svc.cluster.local.";
+    check_all(&[
+        ("external.shop.svc CNAME", &["@ 5 CNAME Database.Example.com."]),
+        ("external.shop.svc A", &["FORWARD"]),
+        ("external.shop.svc SRV", &["FORWARD"]),
+        (
+            "alias.shop.svc A",
+            &[
+                "@ 5 CNAME web.shop.svc.cluster.local.",
+                "web.shop.svc.cluster.local. 5 A 10.96.0.20",
+            ],
+        ),
+        (
+            "alias-of-alias.shop.svc A",
+            &[
+                "@ 5 CNAME alias.shop.svc.cluster.local.",
+                "alias.shop.svc.cluster.local. 5 CNAME web.shop.svc.cluster.local.",
+                "web.shop.svc.cluster.local. 5 A 10.96.0.20",
+            ],
+        ),
+        // CoreDNS loses the alias in the next two.
+        (
+            "alias.shop.svc AAAA",
+            &["@ 5 CNAME web.shop.svc.cluster.local.", "NODATA behind the alias"],
+        ),
+        ("dangling.shop.svc A", &[dangling, "NXDOMAIN"]),
+        ("selfish.shop.svc A", &["SERVFAIL"]),
+        ("numeric.shop.svc A", &["NXDOMAIN"]),
+        ("_http._tcp.external.shop.svc SRV", &["NXDOMAIN"]),
+    ]);
+}
+
+#[test]
+fn names_of_addresses() {
+    check_all(&[
+        (
+            "10.0.96.10.in-addr.arpa. PTR",
+            &["@ 5 PTR kube-dns.kube-system.svc.cluster.local."],
+        ),
+        (
+            "0.3.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.6.9.0.0.0.0.d.f.ip6.arpa. PTR",
+            &["@ 5 PTR dual.shop.svc.cluster.local."],
+        ),
+        (
+            "6.1.244.10.in-addr.arpa. PTR",
+            &["@ 5 PTR web-0.nginx.default.svc.cluster.local."],
+        ),
+        (
+            "30.1.244.10.in-addr.arpa. PTR",
+            &["@ 5 PTR 10-244-1-30.plain.default.svc.cluster.local."],
+        ),
+        (
+            "20.1.244.10.in-addr.arpa. PTR",
+            &["@ 5 PTR 10-244-1-20.web.shop.svc.cluster.local."],
+        ),
+        // CoreDNS says NXDOMAIN for other types, and forgets to answer for an endpoint without a Service.
+        ("10.0.96.10.in-addr.arpa. A", &["NODATA"]),
+        ("9.9.244.10.in-addr.arpa. PTR", &["FORWARD"]),
+        ("1.2.0.192.in-addr.arpa. PTR", &["FORWARD"]),
+        ("96.10.in-addr.arpa. PTR", &["FORWARD"]),
+    ]);
+    let mut config = config();
+    config.set_fallthrough(false);
+    let zone = zone(CLUSTER, config);
+    check(&zone, "1.2.0.192.in-addr.arpa. PTR", &["NXDOMAIN"]);
+    check(&zone, "96.10.in-addr.arpa. PTR", &["NODATA"]);
+}
+
+#[test]
+fn the_zone_itself() {
+    let soa = "5 SOA ns.dns.cluster.local. hostmaster.cluster.local. 2 7200 1800 86400 5";
+    let glue = "+ kube-dns.kube-system.svc.cluster.local. 5 A 10.96.0.10";
+    check_all(&[
+        ("cluster.local. SOA", &[&format!("@ {soa}")]),
+        (
+            "cluster.local. NS",
+            &["@ 5 NS kube-dns.kube-system.svc.cluster.local.", glue],
+        ),
+        ("cluster.local. A", &["NODATA"]),
+        ("in-addr.arpa. SOA", &[&format!("@ {soa}")]),
+        (
+            "in-addr.arpa. NS",
+            &["@ 5 NS kube-dns.kube-system.svc.cluster.local.", glue],
+        ),
+        ("ns.dns A", &["@ 5 A 10.96.0.10"]),
+        ("ns.dns AAAA", &["NODATA"]),
+        ("dns-version TXT", &["@ 28800 TXT 1.1.0"]),
+        ("web.shop.svc AXFR", &["REFUSED"]),
+        ("cluster.local. AXFR", &["REFUSED"]),
+        // CoreDNS says NXDOMAIN for names that have others below them, when asked for TXT, and for `dns`.
+        ("cluster.local. TXT", &["NODATA"]),
+        ("svc TXT", &["NODATA"]),
+        ("shop.svc TXT", &["NODATA"]),
+        ("dns A", &["NODATA"]),
+        ("dns-version A", &["NODATA"]),
+        ("svc A", &["NODATA"]),
+        ("pod A", &["NODATA"]),
+        ("shop.svc A", &["NODATA"]),
+        ("empty.svc A", &["NODATA"]),
+        ("nowhere.svc A", &["NXDOMAIN"]),
+        ("_tcp.web.shop.svc A", &["NODATA"]),
+        ("_udp.web.shop.svc A", &["NXDOMAIN"]),
+        ("www A", &["NXDOMAIN"]),
+        ("web.dns A", &["NXDOMAIN"]),
+        ("www.example.com. A", &["FORWARD"]),
+        ("local. SOA", &["FORWARD"]),
+        (". NS", &["FORWARD"]),
+    ]);
+}
+
+#[test]
+fn pods_by_address() {
+    check_all(&[
+        ("10-244-1-6.shop.pod A", &["@ 5 A 10.244.1.6"]),
+        ("10-244-1-6.shop.pod AAAA", &["NODATA"]),
+        ("fd00-244-0-1--6.shop.pod AAAA", &["@ 5 AAAA fd00:244:0:1::6"]),
+        ("10-244-1-6.nowhere.pod A", &["NXDOMAIN"]),
+        ("web.shop.pod A", &["NXDOMAIN"]),
+        ("x.10-244-1-6.shop.pod A", &["NXDOMAIN"]),
+        ("shop.pod A", &["NODATA"]),
+    ]);
+    let mut disabled = config();
+    disabled.pods = PodMode::Disabled;
+    check(&zone(CLUSTER, disabled), "10-244-1-6.shop.pod A", &["NXDOMAIN"]);
+}
+
+#[test]
+fn several_zones_hold_the_same_names() {
+    let mut config = portolan_dns::ZoneConfig::new(&["cluster.local".into(), "k8s.Example.com".into()]).unwrap();
+    config.ttl = 30;
+    let zone = zone(CLUSTER, config);
+    check(&zone, "web.shop.svc A", &["@ 30 A 10.96.0.20"]);
+    check(&zone, "web.shop.svc.k8s.example.com. A", &["@ 30 A 10.96.0.20"]);
+    check(&zone, "gone.shop.svc.k8s.example.com. A", &["NXDOMAIN"]);
+    check(&zone, "example.com. A", &["FORWARD"]);
+    check(
+        &zone,
+        "10.0.96.10.in-addr.arpa. PTR",
+        &["@ 30 PTR kube-dns.kube-system.svc.cluster.local."],
+    );
+}
+
+#[test]
+fn nothing_is_said_before_the_first_sync() {
+    let zone = Zone::new(config(), 1);
+    for name in ["web.shop.svc A", "cluster.local. SOA", "10.0.96.10.in-addr.arpa. PTR"] {
+        check(&zone, name, &["SERVFAIL"]);
+        let reply = ask(&zone.reader().load(), &with_edns(query(name), 1232), Transport::Udp).unwrap();
+        let options = format!("{:?}", reply.edns.unwrap().options());
+        let text: Vec<u8> = [&14u16.to_be_bytes()[..], b"not synced"].concat();
+        assert!(options.contains(&format!("{text:?}")), "{options}");
+    }
+    check(&zone, "www.example.com. A", &["FORWARD"]);
+}
+
+#[test]
+fn odd_queries() {
+    let zone = zone(CLUSTER, config());
+    let snapshot = zone.reader().load_full();
+    let ask = |message: &Message| ask(&snapshot, message, Transport::Udp).unwrap();
+    let mut chaos = query("web.shop.svc A");
+    chaos.queries[0].set_query_class(DNSClass::CH);
+    assert_eq!(ask(&chaos).metadata.response_code, ResponseCode::Refused);
+    let mut notify = query("cluster.local. SOA");
+    notify.metadata.op_code = OpCode::Notify;
+    assert_eq!(ask(&notify).metadata.response_code, ResponseCode::NotImp);
+    let mut two = query("web.shop.svc A");
+    two.add_query(two.queries[0].clone());
+    assert_eq!(ask(&two).metadata.response_code, ResponseCode::FormErr);
+    let mut none = query("web.shop.svc A");
+    none.queries.clear();
+    assert_eq!(ask(&none).metadata.response_code, ResponseCode::FormErr);
+    let mut version = with_edns(query("web.shop.svc A"), 1232);
+    version.edns.as_mut().unwrap().set_version(1);
+    let reply = ask(&version);
+    assert_eq!(said(&reply), ["BADVERS".to_owned()].into());
+    assert_eq!(reply.edns.unwrap().version(), 0);
+    // A compressed question is odd, and valid.
+    let mut response = query("web.shop.svc A");
+    response.metadata.message_type = hickory_proto::op::MessageType::Response;
+    let mut out = [0; 512];
+    let verdict = answer(&response.to_vec().unwrap(), &snapshot, Transport::Udp, 0, &mut out);
+    assert!(matches!(verdict, Verdict::Drop), "a response is never answered");
+    for length in 0..12 {
+        let verdict = answer(&vec![0; length], &snapshot, Transport::Udp, 0, &mut out);
+        assert!(matches!(verdict, Verdict::Drop), "{length} octets are no message");
+    }
+    let cut = &query("web.shop.svc A").to_vec().unwrap()[..20];
+    let Verdict::Answer(length) = answer(cut, &snapshot, Transport::Udp, 0, &mut out) else {
+        panic!("a broken query is answered")
+    };
+    assert_eq!(
+        Message::from_vec(&out[..length]).unwrap().metadata.response_code,
+        ResponseCode::FormErr
+    );
+}
+
+/// A headless Service of that many endpoints.
+fn large(count: usize) -> String {
+    let endpoints: Vec<_> = (0..count)
+        .map(|i| {
+            format!(
+                "- {{addresses: [10.{}.{}.{}]}}",
+                100 + i / 62_500,
+                i / 250 % 250,
+                i % 250 + 1
+            )
+        })
+        .collect();
+    let slice = "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\naddressType: IPv4\n\
+        metadata: {name: large-1, namespace: default, labels: {kubernetes.io/service-name: large}}\n\
+        ports: [{name: web, port: 80}]\nendpoints:\n";
+    let service = "apiVersion: v1\nkind: Service\nmetadata: {name: large, namespace: default}\n\
+        spec: {clusterIP: None, clusterIPs: [None], ports: [{name: web, port: 80}]}\n---\n";
+    format!("{service}{slice}{}\n", endpoints.join("\n"))
+}
+
+#[test]
+fn large_answers_are_cut_and_rotate() {
+    let zone = zone(&large(100), config());
+    let snapshot = zone.reader().load_full();
+    let ask = |payload: Option<u16>, type_: &str, transport, rotation| {
+        let mut message = query(&format!("large.default.svc {type_}"));
+        if let Some(payload) = payload {
+            message = with_edns(message, payload);
+        }
+        let mut out = vec![0; 65_535];
+        let verdict = answer(&message.to_vec().unwrap(), &snapshot, transport, rotation, &mut out);
+        let Verdict::Answer(length) = verdict else {
+            panic!("{verdict:?}")
+        };
+        (length, Message::from_vec(&out[..length]).unwrap())
+    };
+    for (payload, limit) in [
+        (None, 512),
+        (Some(100), 512),
+        (Some(700), 700),
+        (Some(1232), 1232),
+        (Some(4096), 1232),
+    ] {
+        let (length, reply) = ask(payload, "A", Transport::Udp, 0);
+        assert!(length <= limit && length > limit - 16, "{length} of {limit}");
+        assert!(reply.metadata.truncation, "{limit}");
+        let (length, reply) = ask(payload, "SRV", Transport::Udp, 0);
+        assert!(
+            length <= limit && reply.metadata.truncation && !reply.answers.is_empty(),
+            "{limit}"
+        );
+    }
+    let mut seen = std::collections::BTreeSet::new();
+    for rotation in 0..100 {
+        let (_, reply) = ask(None, "A", Transport::Udp, rotation);
+        seen.insert(reply.answers[0].data.to_string());
+    }
+    assert_eq!(seen.len(), 100, "every endpoint comes first some time");
+    let (_, reply) = ask(None, "A", Transport::Tcp, 7);
+    assert_eq!((reply.answers.len(), reply.metadata.truncation), (100, false));
+    let (_, reply) = ask(None, "SRV", Transport::Tcp, 7);
+    assert_eq!(
+        (reply.answers.len(), reply.additionals.len(), reply.metadata.truncation),
+        (100, 100, false)
+    );
+    assert!(
+        reply
+            .answers
+            .iter()
+            .all(|record| record.data.to_string().starts_with("0 1 80 "))
+    );
+}
+
+#[test]
+fn additional_records_are_dropped_without_tc() {
+    let zone = zone(&large(6), config());
+    let message = query("_web._tcp.large.default.svc SRV");
+    let reply = ask(&zone.reader().load(), &message, Transport::Udp).unwrap();
+    assert_eq!(reply.answers.len(), 6);
+    assert!(
+        !reply.metadata.truncation && reply.additionals.len() < 6,
+        "{}",
+        reply.additionals.len()
+    );
+    assert_eq!(reply.queries[0].query_type(), RecordType::SRV);
+}

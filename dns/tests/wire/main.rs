@@ -1,0 +1,5 @@
+//! What portolan-dns says on the wire.
+
+mod contract;
+mod fixture;
+mod properties;
