@@ -1,0 +1,89 @@
+//! The Kubernetes API as a source: one watch for each kind, with kube-proxy's filters.
+//!
+//! A watch resumes where it broke off. When the server has forgotten that place (410) everything is listed anew, and only
+//! then is deleted what the new list lacks: there is never a moment in which a known object is missing. An object that
+//! cannot be used leaves its earlier version in force. The API server's own name and Service are never needed: in a pod
+//! the address in `KUBERNETES_SERVICE_HOST` is used as it is, unless `--master` names another.
+
+mod client;
+mod kinds;
+mod mirror;
+mod watch;
+
+use std::path::PathBuf;
+
+use ::kube::runtime::watcher;
+use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery, networking::v1 as networking};
+use tokio_util::sync::CancellationToken;
+
+use super::feed::channel;
+use super::wants::{HEADLESS_LABEL, SERVICE_PROXY_NAME_LABEL};
+use super::{Feed, NodeSelection, ServiceSelection, SliceSelection, SourceError, Wants};
+use kinds::Watched;
+use watch::Watches;
+
+/// How to reach the API server.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Kubeconfig file. `None`: `master` alone, or the pod's service account.
+    pub kubeconfig: Option<PathBuf>,
+    /// Address of the API server; overrides the kubeconfig's.
+    pub master: Option<String>,
+    /// What the API server logs as our name, such as `portolan-proxy/0.1.0`.
+    pub user_agent: String,
+}
+
+/// Starts reading; see [`super::start`].
+pub(crate) async fn start(options: Options, wants: Wants, shutdown: CancellationToken) -> Result<Feed, SourceError> {
+    let config = client::config(&options).await?;
+    let (sink, feed) = channel(&kinds_of(&wants));
+    let watches = Watches { config, sink, shutdown };
+    let all = watcher::Config::default();
+    watches.spawn::<core::Service>(match wants.services {
+        ServiceSelection::All => all.clone(),
+        ServiceSelection::Forwarded => all
+            .clone()
+            .labels(&format!("!{SERVICE_PROXY_NAME_LABEL}"))
+            .fields("spec.clusterIP!=None"),
+    })?;
+    watches.spawn::<discovery::EndpointSlice>(match wants.slices {
+        SliceSelection::All => all.clone(),
+        SliceSelection::Forwarded => all.clone().labels(&format!("!{HEADLESS_LABEL}")),
+    })?;
+    match &wants.nodes {
+        NodeSelection::None => {}
+        NodeSelection::Named(name) => {
+            watches.spawn::<core::Node>(all.clone().fields(&format!("metadata.name={name}")))?;
+        }
+        NodeSelection::All => watches.spawn::<core::Node>(all.clone())?,
+    }
+    if wants.namespaces {
+        watches.spawn::<core::Namespace>(all.clone())?;
+    }
+    if wants.pods {
+        watches.spawn::<core::Pod>(all.clone())?;
+    }
+    if wants.service_cidrs {
+        watches.spawn::<networking::ServiceCIDR>(all)?;
+    }
+    Ok(feed)
+}
+
+fn kinds_of(wants: &Wants) -> Vec<&'static str> {
+    let kinds = [
+        (core::Service::NAME, true),
+        (discovery::EndpointSlice::NAME, true),
+        (core::Node::NAME, wants.nodes != NodeSelection::None),
+        (core::Namespace::NAME, wants.namespaces),
+        (core::Pod::NAME, wants.pods),
+        (networking::ServiceCIDR::NAME, wants.service_cidrs),
+    ];
+    kinds
+        .into_iter()
+        .filter(|(_, wanted)| *wanted)
+        .map(|(kind, _)| kind)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,106 @@
+//! kinds: what the watch has to know of each kind.
+
+use std::fmt::Debug;
+
+use ::kube::Resource;
+use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery, networking::v1 as networking};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use portolan_model::{Fault, Interner, NamespacedName, Object, ObjectKey, parse};
+use serde::de::DeserializeOwned;
+
+/// A kind that can be watched.
+pub(crate) trait Watched:
+    Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static
+{
+    /// Its name.
+    const NAME: &'static str;
+    /// Older API servers do not have it.
+    const OPTIONAL: bool = false;
+
+    /// The model's view of an object; `None` when nothing of it can be used.
+    fn parse(&self, interner: &mut Interner, faults: &mut Vec<Fault>) -> Option<Object>;
+
+    /// The key of the object of that name.
+    fn key(name: NamespacedName) -> ObjectKey;
+}
+
+impl Watched for core::Service {
+    const NAME: &'static str = "Service";
+
+    fn parse(&self, _: &mut Interner, faults: &mut Vec<Fault>) -> Option<Object> {
+        parse::parse_service(self, faults).map(|service| Object::Service(Box::new(service)))
+    }
+
+    fn key(name: NamespacedName) -> ObjectKey {
+        ObjectKey::Service(name)
+    }
+}
+
+impl Watched for discovery::EndpointSlice {
+    const NAME: &'static str = "EndpointSlice";
+
+    fn parse(&self, interner: &mut Interner, faults: &mut Vec<Fault>) -> Option<Object> {
+        parse::parse_endpoint_slice(self, interner, faults).map(Object::EndpointSlice)
+    }
+
+    fn key(name: NamespacedName) -> ObjectKey {
+        ObjectKey::EndpointSlice(name)
+    }
+}
+
+impl Watched for core::Node {
+    const NAME: &'static str = "Node";
+
+    fn parse(&self, _: &mut Interner, faults: &mut Vec<Fault>) -> Option<Object> {
+        parse::parse_node(self, faults).map(|node| Object::Node(Box::new(node)))
+    }
+
+    fn key(name: NamespacedName) -> ObjectKey {
+        ObjectKey::Node(name.name)
+    }
+}
+
+impl Watched for core::Namespace {
+    const NAME: &'static str = "Namespace";
+
+    fn parse(&self, _: &mut Interner, faults: &mut Vec<Fault>) -> Option<Object> {
+        parse::parse_namespace(self, faults).map(Object::Namespace)
+    }
+
+    fn key(name: NamespacedName) -> ObjectKey {
+        ObjectKey::Namespace(name.name)
+    }
+}
+
+impl Watched for core::Pod {
+    const NAME: &'static str = "Pod";
+
+    fn parse(&self, interner: &mut Interner, faults: &mut Vec<Fault>) -> Option<Object> {
+        parse::parse_pod(self, interner, faults).map(|pod| Object::Pod(Box::new(pod)))
+    }
+
+    fn key(name: NamespacedName) -> ObjectKey {
+        ObjectKey::Pod(name)
+    }
+}
+
+impl Watched for networking::ServiceCIDR {
+    const NAME: &'static str = "ServiceCIDR";
+    /// Served since Kubernetes 1.33 (KEP-1880).
+    const OPTIONAL: bool = true;
+
+    fn parse(&self, _: &mut Interner, faults: &mut Vec<Fault>) -> Option<Object> {
+        parse::parse_service_cidr(self, faults).map(Object::ServiceCidr)
+    }
+
+    fn key(name: NamespacedName) -> ObjectKey {
+        ObjectKey::ServiceCidr(name.name)
+    }
+}
+
+/// The key of an object; `None` when it has no name, which the API server never lets happen.
+pub(crate) fn key_of<K: Watched>(meta: &ObjectMeta, interner: &mut Interner) -> Option<ObjectKey> {
+    let name = meta.name.as_deref().filter(|name| !name.is_empty())?;
+    let namespace = interner.intern(meta.namespace.as_deref().unwrap_or("default"));
+    Some(K::key(NamespacedName::new(namespace, name)))
+}
