@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, ensure};
 use portolan_lab::cleanup;
 use portolan_lab::cluster::{Cluster, PodState};
 use portolan_lab::daemon::Daemon;
-use portolan_lab::lab::Lab;
+use portolan_lab::lab::{Host, Lab};
 use portolan_lab::object::{ObjectKey, merge};
 use portolan_lab::process::{Place, Process, wait_until};
 use portolan_lab::subject::{DnsSubject, ProxySubject, dns_service};
@@ -70,7 +70,7 @@ pub fn down() {
 impl Nodes {
     fn raise(options: &Options, story: &Story) -> Result<Self> {
         let manifests = Manifests::read(&options.manifests)?;
-        let subject = subject(&options.backend)?;
+        let subjects = subjects(options)?;
         story.step("a lab: three nodes and one host outside, each a network namespace");
         let lab = Lab::builder()
             .nodes(3)
@@ -91,7 +91,7 @@ impl Nodes {
             cluster,
         };
         nodes.apply(&options.manifests, story)?;
-        nodes.start_daemons(subject, story)?;
+        nodes.start_daemons(subjects, story)?;
         Ok(nodes)
     }
 
@@ -127,7 +127,7 @@ impl Nodes {
         }))
     }
 
-    /// The scheduler's part: waits for the pods that the controllers make and gives each a node, in turn. They run then.
+    /// The scheduler's part: waits for the pods that the controllers make and gives each the node with the fewest. They run then.
     fn schedule(&self) -> Result<()> {
         let api = self
             .cluster
@@ -144,30 +144,30 @@ impl Nodes {
         // A StatefulSet makes its next pod when the one before it is ready: run what is there, then look again.
         let all = wait_until(PATIENCE, || {
             pods = api.list(&path).unwrap_or_default();
-            let placed = pods
-                .iter()
-                .enumerate()
-                .all(|(index, pod)| match self.place_pod(index, pod) {
-                    Ok(()) => true,
-                    Err(error) => {
-                        println!("             {error:#}");
-                        false
-                    }
-                });
+            let placed = pods.iter().all(|pod| match self.place_pod(pod) {
+                Ok(()) => true,
+                Err(error) => {
+                    println!("             {error:#}");
+                    false
+                }
+            });
             placed && u64::try_from(pods.len()).is_ok_and(|found| found >= wanted)
         });
-        anyhow::ensure!(all, "the controllers made {} of {wanted} pods", pods.len());
+        ensure!(all, "the controllers made {} of {wanted} pods", pods.len());
         Ok(())
     }
 
-    fn place_pod(&self, index: usize, pod: &Value) -> Result<()> {
+    fn place_pod(&self, pod: &Value) -> Result<()> {
         let name = text(pod, "/metadata/name");
         if self.cluster.lab().pod(&format!("{NAMESPACE}/{name}")).is_some() {
             return Ok(());
         }
-        let nodes = self.cluster.lab().nodes();
-        let node = &nodes
-            .get(index % nodes.len().max(1))
+        let lab = self.cluster.lab();
+        let load = |node: &&Host| lab.pods().iter().filter(|pod| pod.node == node.name).count();
+        let node = &lab
+            .nodes()
+            .iter()
+            .min_by_key(load)
             .context("the lab has no nodes")?
             .name;
         let api = self
@@ -184,24 +184,24 @@ impl Nodes {
         }))
     }
 
-    fn start_daemons(&mut self, subject: ProxySubject, story: &Story) -> Result<()> {
+    fn start_daemons(&mut self, (proxy, dns): (ProxySubject, DnsSubject), story: &Story) -> Result<()> {
         let (lab, source) = (self.cluster.lab(), self.cluster.source());
         let pod = lab
             .pod(&format!("kube-system/{DNS_POD}"))
             .context("the DNS server has no pod")?;
         // Nobody resolves names of the world outside here; the first outside host would be asked for them.
         let upstream = lab.outside().first().context("the lab has no outside host")?.address.v4;
-        self.daemons
-            .extend(DnsSubject::Portolan.start(lab, &pod, &source, upstream.into())?);
+        self.daemons.extend(dns.start(lab, &pod, &source, upstream.into())?);
         for node in lab.nodes() {
-            self.daemons.push(subject.start(lab, node, &source)?);
+            self.daemons.push(proxy.start(lab, node, &source)?);
         }
         for daemon in &self.daemons {
             daemon.wait_ready()?;
         }
         story.step(&format!(
-            "portolan-proxy ({} backend) on every node and portolan-dns in a pod are ready",
-            subject.name()
+            "{} on every node and {} DNS in a pod are ready",
+            proxy.name(),
+            dns.name()
         ));
         Ok(())
     }
@@ -329,11 +329,15 @@ fn is_ready(object: &Value) -> bool {
         .any(|c| text(c, "/type") == "Ready" && text(c, "/status") == "True")
 }
 
-fn subject(backend: &str) -> Result<ProxySubject> {
-    match backend {
-        // What `auto` chooses on this kernel is one of the others; until it is named, the nft backend is the default.
-        "auto" => Ok(ProxySubject::Nft),
-        "kube-proxy" => bail!("the demo shows portolan-proxy; cargo test -p portolan-lab compares it with kube-proxy"),
-        other => ProxySubject::parse(other),
+/// Which programs run: ours, or with `kube-proxy` the real kube-proxy and CoreDNS in their place, to see the same story.
+fn subjects(options: &Options) -> Result<(ProxySubject, DnsSubject)> {
+    let proxy = match options.backend.as_str() {
+        "auto" => ProxySubject::Nft,
+        other => ProxySubject::parse(other)?,
+    };
+    if proxy.is_ours() {
+        return Ok((proxy, DnsSubject::Portolan));
     }
+    ensure!(options.api_server, "the real kube-proxy and CoreDNS need --api-server");
+    Ok((proxy, DnsSubject::CoreDns))
 }

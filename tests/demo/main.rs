@@ -48,7 +48,7 @@ pub struct Options {
     /// Follow a real API server instead of the folder; kubectl applies the manifests
     #[arg(long)]
     api_server: bool,
-    /// The proxy's backend
+    /// The proxy's backend: auto, nft, userspace; or kube-proxy for the real kube-proxy and CoreDNS (with --api-server)
     #[arg(long, default_value = "auto")]
     backend: String,
 }

@@ -29,7 +29,7 @@ pub struct Args {
     /// Run on the loopback address with the userspace backend, also where the lab could run
     #[arg(long)]
     loopback: bool,
-    /// The proxy's backend in the lab: auto, ebpf, nft or userspace
+    /// The proxy's backend in the lab: auto, nft, userspace; or kube-proxy for the real kube-proxy and CoreDNS
     #[arg(long, default_value = "auto")]
     backend: String,
     /// Use this folder instead of a fresh copy of deploy/demo

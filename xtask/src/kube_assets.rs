@@ -76,7 +76,8 @@ pub fn run() -> Result<PathBuf> {
     let cache = cache_dir()?;
     let bin = cache.join("bin");
     fs::create_dir_all(&bin).with_context(|| format!("cannot make {}", bin.display()))?;
-    if ASSETS.iter().any(|asset| locate(asset, &bin).is_none()) {
+    let complete = || ASSETS.iter().all(|asset| is_wanted(asset, &bin.join(asset.name)));
+    if !complete() {
         let _lock = lock(&cache)?;
         for asset in ASSETS {
             provide(asset, &cache, &bin)?;
@@ -138,13 +139,14 @@ fn provide(asset: &Asset, cache: &Path, bin: &Path) -> Result<()> {
 fn locate(asset: &Asset, bin: &Path) -> Option<PathBuf> {
     let kubebuilder = std::env::var_os("KUBEBUILDER_ASSETS").map(|dir| PathBuf::from(dir).join(asset.name));
     let candidates = [Some(bin.join(asset.name)), kubebuilder, which(asset.name)];
-    candidates
-        .into_iter()
-        .flatten()
-        .find(|file| file.is_file() && is_wanted(asset, file))
+    candidates.into_iter().flatten().find(|file| is_wanted(asset, file))
 }
 
+/// Whether the file is there and says that it is the wanted version; one of another version is reported.
 fn is_wanted(asset: &Asset, file: &Path) -> bool {
+    if !file.is_file() {
+        return false;
+    }
     match output(Command::new(file).args(asset.version_args)) {
         Ok(text) if names_version(&text, asset.version) => true,
         Ok(text) => {
