@@ -41,6 +41,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    end_quietly_with_the_reader();
     let done = match Cli::parse().command {
         Command::Demo(args) => demo::run(&args),
         Command::Doctor(args) => doctor::run(&args),
@@ -57,3 +58,15 @@ fn main() -> ExitCode {
         }
     }
 }
+
+/// `cargo xtask doctor | head` ends like any other program, without a panic about its closed output.
+#[cfg(unix)]
+fn end_quietly_with_the_reader() {
+    // SAFETY: SIG_DFL is a valid disposition, and no other thread runs yet.
+    unsafe {
+        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+    }
+}
+
+#[cfg(not(unix))]
+fn end_quietly_with_the_reader() {}

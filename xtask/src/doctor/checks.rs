@@ -104,27 +104,6 @@ pub static ALL: &[Check] = &[
         || program("cc"),
         packages(&["gcc", "libc6-dev"], &["gcc"]),
     ),
-    required(
-        "pkg-config",
-        EVERY,
-        "finds libnftnl and libmnl",
-        || program("pkg-config"),
-        packages(&["pkg-config"], &["pkgconf-pkg-config"]),
-    ),
-    required(
-        "libnftnl",
-        EVERY,
-        "nftables over netlink",
-        || library("libnftnl"),
-        packages(&["libnftnl-dev"], &["libnftnl-devel"]),
-    ),
-    required(
-        "libmnl",
-        EVERY,
-        "nftables over netlink",
-        || library("libmnl"),
-        packages(&["libmnl-dev"], &["libmnl-devel"]),
-    ),
     Check {
         linux_only: false,
         ..required(
@@ -169,13 +148,6 @@ pub static ALL: &[Check] = &[
         packages(&["conntrack"], &["conntrack-tools"]),
     ),
     required(
-        "dig",
-        REFERENCE,
-        "a resolver client that is not ours",
-        || program("dig"),
-        packages(&["bind9-dnsutils"], &["bind-utils"]),
-    ),
-    required(
         "root",
         LAB,
         "namespaces and rules need it; without it the demo runs in userspace on loopback",
@@ -218,6 +190,13 @@ pub static ALL: &[Check] = &[
         "a cgroup for each node of the lab",
         cgroup2,
         Remedy::Commands("mkdir -p /sys/fs/cgroup/unified && mount -t cgroup2 none /sys/fs/cgroup/unified"),
+    ),
+    required(
+        "curl",
+        REFERENCE,
+        "an HTTP client that is not ours",
+        || program("curl"),
+        packages(&["curl"], &["curl"]),
     ),
     required(
         "openssl",
@@ -304,12 +283,6 @@ fn program(name: &str) -> Result<String, String> {
     which(name)
         .map(|path| path.display().to_string())
         .ok_or_else(|| format!("no {name} on PATH"))
-}
-
-fn library(name: &str) -> Result<String, String> {
-    output(Command::new("pkg-config").args(["--modversion", name]))
-        .map(one_line)
-        .map_err(|_| format!("pkg-config does not know {name}"))
 }
 
 /// A tool's version, if it is `least` or newer.
