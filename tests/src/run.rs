@@ -134,7 +134,7 @@ impl Session {
         let result = self.run_steps(scenario, &mut made);
         if let Err(error) = result {
             let logs: String = self.daemons().map(|daemon| daemon.log_tail(12)).collect();
-            return Err(error.context(format!("the daemons said last\n{logs}")));
+            bail!("{error:#}\n{logs}");
         }
         self.undo(made).context("the scenario held, but could not be undone")
     }

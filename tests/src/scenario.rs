@@ -129,12 +129,20 @@ enum PortLine {
     Text(String),
 }
 
+/// One line, or a list of them. A line with a comma must not stand in a `[...]` list: YAML would cut it there.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Lines {
+    One(String),
+    Many(Vec<String>),
+}
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct StepFile {
     #[serde(default)]
     except: BTreeMap<String, String>,
-    check: Option<Vec<String>>,
+    check: Option<Lines>,
     pods: Option<BTreeMap<String, PodLine>>,
     apply: Option<Vec<Value>>,
     patch: Option<BTreeMap<String, Value>>,
@@ -218,6 +226,10 @@ impl StepFile {
         let except = subjects(self.except)?;
         let mut found: Vec<Action> = Vec::new();
         if let Some(lines) = self.check {
+            let lines = match lines {
+                Lines::One(line) => vec![line],
+                Lines::Many(lines) => lines,
+            };
             found.push(Action::Check(
                 lines.iter().map(|line| Check::parse(line)).collect::<Result<_>>()?,
             ));
@@ -377,7 +389,7 @@ pods:
 objects:
   - {apiVersion: v1, kind: Service, metadata: {name: web}, spec: {ports: [{port: 80}]}}
 steps:
-  - check: [web-1 -> 10.96.0.80:80 => refused]
+  - check: web-1 -> 10.96.0.80:80 => web-1, source web-1
   - pod: {web-1: ready}
     except: {kube-proxy: It does not.}
   - patch: {service/web: {spec: {type: NodePort}}}
@@ -407,8 +419,8 @@ steps:
             "  - {pause: 1, delete: [pod/x]}\n",
             "exactly one action, this one has 2",
         );
-        check("  - check: [a => b => c]\n", "step 1");
+        check("  - check: a => b => c\n", "step 1");
         check("  - pod: {web: asleep}\n", "asleep");
-        check("  - chek: []\n", "chek");
+        check("  - chek: x\n", "chek");
     }
 }

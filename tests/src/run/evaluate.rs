@@ -287,7 +287,12 @@ fn check_dns(response: &dns::Response, kind: &str, expect: &DnsExpect) -> Result
     };
     let mut records: Vec<String> = response.answers.iter().map(text).collect();
     records.sort();
-    ensure!(records == expect.records, "{}", seen());
+    match expect.count {
+        Some(count) => ensure!(records.len() == count, "{}", seen()),
+        // A response that was cut holds whatever fitted.
+        None if expect.flags.iter().any(|flag| flag == "tc") => {}
+        None => ensure!(records == expect.records, "{}", seen()),
+    }
     ensure!(
         expect
             .ttl

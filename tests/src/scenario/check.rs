@@ -117,11 +117,13 @@ pub struct DnsExpect {
     pub rcode: String,
     /// The answer section in any order: data alone for the type that was asked, `TYPE data` for another.
     pub records: Vec<String>,
+    /// The number of answers, when the records themselves are not named.
+    pub count: Option<usize>,
     /// The TTL of every answer.
     pub ttl: Option<u32>,
     /// Flags that must be set: `aa`, `tc`.
     pub flags: Vec<String>,
-    /// Whether the authority section must hold (or must not hold) a SOA record.
+    /// Whether the authority section must hold a SOA record.
     pub soa: bool,
 }
 
@@ -352,12 +354,15 @@ impl DnsExpect {
         for clause in text.split(',').map(str::trim) {
             match clause.split_whitespace().collect::<Vec<_>>()[..] {
                 [rcode @ ("NXDOMAIN" | "SERVFAIL" | "REFUSED" | "FORMERR" | "NOTIMP")] => {
-                    rcode.clone_into(&mut expect.rcode)
+                    rcode.clone_into(&mut expect.rcode);
                 }
                 ["NODATA"] => expect.rcode = "NOERROR".to_owned(),
                 ["ttl", seconds] => expect.ttl = Some(seconds.parse().context("the TTL is a number")?),
                 [flag @ ("aa" | "tc" | "ra")] => expect.flags.push(flag.to_owned()),
                 ["soa"] => expect.soa = true,
+                [number, "records"] => {
+                    expect.count = Some(number.parse().context("the number of records is a number")?);
+                }
                 [] => bail!("an empty clause"),
                 ref words => expect.records.push(words.join(" ")),
             }
