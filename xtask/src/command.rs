@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
+/// The oldest rustc that the workspace builds with (`rust-version` in Cargo.toml).
+pub const RUST: (u32, u32) = (1, 95);
 /// How often a long command says that it is still at work.
 const HEARTBEAT: Duration = Duration::from_secs(10);
 /// How much of a failed command's log is shown.
@@ -70,6 +72,29 @@ pub fn output(command: &mut Command) -> Result<String> {
     Ok(text)
 }
 
+/// What a tool says of its version, if that is `least` or newer.
+pub fn version(command: &mut Command, least: (u32, u32)) -> Result<String> {
+    let text = one_line(output(command)?);
+    match parse_version(&text) {
+        Some(found) if found >= least => Ok(text),
+        Some(_) => bail!("{text} is older than {}.{}", least.0, least.1),
+        None => bail!("no version in {text:?}"),
+    }
+}
+
+/// The first `MAJOR.MINOR` of a version text, `go1.26.8` and `rustc 1.95.0 (…)` alike.
+fn parse_version(text: &str) -> Option<(u32, u32)> {
+    text.split(|c: char| !c.is_ascii_digit() && c != '.').find_map(|word| {
+        let mut numbers = word.split('.');
+        Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+    })
+}
+
+/// The text without its line breaks and runs of blanks.
+pub fn one_line(text: impl ToString) -> String {
+    text.to_string().split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
 /// Runs a command whose own output the reader should see.
 pub fn run(command: &mut Command) -> Result<()> {
     let name = command.get_program().to_string_lossy().into_owned();
@@ -78,6 +103,20 @@ pub fn run(command: &mut Command) -> Result<()> {
         bail!("{name} ended with {status}");
     }
     Ok(())
+}
+
+/// Becomes another program, so that it is the one that Ctrl-C reaches; where that is impossible, runs it to its end.
+#[cfg(unix)]
+pub fn replace(command: &mut Command) -> Result<()> {
+    use std::os::unix::process::CommandExt;
+    let name = command.get_program().to_string_lossy().into_owned();
+    let error = command.exec();
+    Err(error).with_context(|| format!("cannot start {name}"))
+}
+
+#[cfg(not(unix))]
+pub fn replace(command: &mut Command) -> Result<()> {
+    run(command)
 }
 
 /// Runs a long command into a log file: a line every ten seconds while it is at work, the end of the log if it fails.
@@ -156,6 +195,15 @@ mod tests {
         check(420, "0.4 s");
         check(12_300, "12 s");
         check(185_000, "3 min 05 s");
+    }
+
+    #[test]
+    fn versions_are_found_in_what_tools_print() {
+        let check = |text, expect| assert_eq!(parse_version(text), expect, "{text}");
+        check("rustc 1.95.0 (59807616e 2026-04-14)", Some((1, 95)));
+        check("go version go1.26.8 linux/amd64", Some((1, 26)));
+        check("no digits", None);
+        check("1", None);
     }
 
     #[test]

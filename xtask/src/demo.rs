@@ -10,7 +10,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use crate::command::{cargo, run as run_command, target_dir, workspace};
+use crate::command::{cargo, replace, run as run_command, target_dir, workspace};
 use crate::doctor::{self, Purpose, Verbosity};
 use crate::kube_assets;
 
@@ -83,18 +83,6 @@ fn become_demo(words: Vec<OsString>) -> Result<()> {
     let mut command = Command::new(target_dir().join("debug").join(name));
     command.args(words);
     replace(&mut command)
-}
-
-#[cfg(unix)]
-fn replace(command: &mut Command) -> Result<()> {
-    use std::os::unix::process::CommandExt;
-    let error = command.exec();
-    Err(error).context("cannot start portolan-demo")
-}
-
-#[cfg(not(unix))]
-fn replace(command: &mut Command) -> Result<()> {
-    run_command(command)
 }
 
 /// Copies the manifests to where they can be edited without changing the checkout.

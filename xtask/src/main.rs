@@ -3,6 +3,7 @@
 //! Each command is a module of its own. They start programs (cargo, apt-get, go, the daemons) and read what those say;
 //! none of them holds a rule of Kubernetes or knows what a packet looks like. A command that fails says what to do next.
 
+mod bench;
 mod command;
 mod cross;
 mod demo;
@@ -27,6 +28,8 @@ struct Cli {
 enum Command {
     /// Raise a small cluster with an application on it, ask it, and take everything down
     Demo(demo::Args),
+    /// Measure the proxy beside the real kube-proxy: cold load, single changes, memory, connections
+    Bench(bench::Args),
     /// Check that this machine has everything the project needs, and install what it lacks
     Doctor(doctor::Args),
     /// Provide etcd, the Kubernetes control plane, kubectl, kube-proxy and CoreDNS for the tests
@@ -44,6 +47,7 @@ fn main() -> ExitCode {
     end_quietly_with_the_reader();
     let done = match Cli::parse().command {
         Command::Demo(args) => demo::run(&args),
+        Command::Bench(args) => bench::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::KubeAssets => kube_assets::run().map(|_| ()),
         Command::Test(args) => suite::run(&args),

@@ -1,0 +1,240 @@
+//! The objects: Services with hand-made EndpointSlices, as many as wanted, and the changes that are made to one of them.
+//!
+//! Services are named and numbered in the order of their creation, which is also the order of every list. Those that the
+//! bench connects to have real pods as endpoints; the others have addresses of 10.128.0.0/10, where nobody is.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use anyhow::{Context as _, Result};
+use portolan_lab::api::ApiClient;
+use portolan_lab::lab::Pod;
+use portolan_lab::object::ObjectKey;
+use serde_json::{Value, json};
+
+/// The namespace of all objects.
+pub const NAMESPACE: &str = "bench";
+/// The port that the pods listen on.
+pub const SERVER_PORT: u16 = 8080;
+/// The port of every Service.
+const SERVICE_PORT: u16 = 80;
+/// Cluster IPs are given from 10.96.1.0 on: below are those of the cluster itself.
+const FIRST_CLUSTER_IP: u32 = u32::from_be_bytes([10, 96, 1, 0]);
+/// Endpoints without a pod are given from here on.
+const FIRST_SILENT_ADDRESS: u32 = u32::from_be_bytes([10, 128, 0, 0]);
+/// Requests to the API server at the same time, while objects are made.
+const CONNECTIONS: usize = 8;
+
+/// What is on the API server.
+#[derive(Debug)]
+pub struct Scale {
+    api: ApiClient,
+    node: String,
+    /// One more than a Service has endpoints: one of them is always left out.
+    servers: Vec<Arc<Pod>>,
+    left_out: usize,
+    services: u32,
+    /// The numbers of the Services with real pods; the last is also the last that was made.
+    real: Vec<u32>,
+}
+
+/// A change of one endpoint, about to be made.
+#[derive(Debug)]
+pub struct Change {
+    /// The pod that becomes an endpoint.
+    pub newcomer: String,
+    key: ObjectKey,
+    patch: Value,
+}
+
+// === impl Scale ===
+
+impl Scale {
+    /// No Service yet. `servers` run on `node`.
+    ///
+    /// # Errors
+    /// When the API server refuses the namespace.
+    pub fn new(api: ApiClient, node: &str, servers: Vec<Arc<Pod>>) -> Result<Self> {
+        api.create(&json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": NAMESPACE } }))?;
+        Ok(Self {
+            api,
+            node: node.to_owned(),
+            servers,
+            left_out: 0,
+            services: 0,
+            real: Vec::new(),
+        })
+    }
+
+    /// How many endpoints each Service has.
+    pub fn endpoints(&self) -> usize {
+        self.servers.len() - 1
+    }
+
+    /// Makes Services until there are `services`; the first, the middle and the last of the new ones have real pods.
+    /// Returns how many were made a second.
+    ///
+    /// # Errors
+    /// When the API server refuses one.
+    pub fn grow(&mut self, services: u32) -> Result<f64> {
+        let start = Instant::now();
+        let first = self.services;
+        let last = services.saturating_sub(1);
+        let new_real = [first, first.midpoint(last), last];
+        let next = AtomicU32::new(first);
+        let failed = AtomicBool::new(false);
+        let cause = Mutex::new(None);
+        std::thread::scope(|scope| {
+            for _ in 0..CONNECTIONS {
+                scope.spawn(|| {
+                    while !failed.load(Ordering::Relaxed) {
+                        let number = next.fetch_add(1, Ordering::Relaxed);
+                        if number >= last {
+                            return;
+                        }
+                        if let Err(error) = self.create(number, new_real.contains(&number)) {
+                            failed.store(true, Ordering::Relaxed);
+                            *cause.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+                        }
+                    }
+                });
+            }
+        });
+        if let Some(error) = cause.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            return Err(error);
+        }
+        self.create(last, true)?;
+        self.services = services;
+        self.real.extend(new_real);
+        Ok(f64::from(services - first) / start.elapsed().as_secs_f64())
+    }
+
+    /// The cluster IP and port of the Service that was made last.
+    ///
+    /// # Errors
+    /// Before there is one.
+    pub fn newest(&self) -> Result<SocketAddr> {
+        self.real
+            .last()
+            .map(|number| service_address(*number))
+            .context("there is no Service yet")
+    }
+
+    /// The cluster IPs and ports of all Services that real pods stand behind.
+    pub fn service_addresses(&self) -> Vec<SocketAddr> {
+        self.real.iter().map(|number| service_address(*number)).collect()
+    }
+
+    /// The addresses and ports of the pods that are endpoints at present.
+    pub fn pod_addresses(&self) -> Vec<SocketAddr> {
+        self.present().map(|pod| (pod.address.v4, SERVER_PORT).into()).collect()
+    }
+
+    /// The next change: the pod that is left out takes the place of another in the newest Service.
+    ///
+    /// # Errors
+    /// Before there is a Service.
+    pub fn next_change(&mut self) -> Result<Change> {
+        let number = *self.real.last().context("there is no Service yet")?;
+        let newcomer = self
+            .servers
+            .get(self.left_out)
+            .context("there are no pods")?
+            .name
+            .clone();
+        self.left_out = (self.left_out + 1) % self.servers.len();
+        Ok(Change {
+            newcomer,
+            key: ObjectKey::namespaced("EndpointSlice", NAMESPACE, &service_name(number)),
+            patch: json!({ "endpoints": self.real_endpoints() }),
+        })
+    }
+
+    /// Makes the change and returns once the API server has answered.
+    ///
+    /// # Errors
+    /// When the API server refuses it.
+    pub fn make(&self, change: &Change) -> Result<()> {
+        self.api.patch(&change.key, &change.patch)
+    }
+
+    fn present(&self) -> impl Iterator<Item = &Arc<Pod>> {
+        let left_out = self.left_out;
+        self.servers
+            .iter()
+            .enumerate()
+            .filter(move |(n, _)| *n != left_out)
+            .map(|(_, pod)| pod)
+    }
+
+    fn real_endpoints(&self) -> Vec<Value> {
+        self.present().map(|pod| self.endpoint(pod.address.v4)).collect()
+    }
+
+    fn silent_endpoints(&self, number: u32) -> Vec<Value> {
+        let count = u32::try_from(self.endpoints()).unwrap_or(u32::MAX);
+        let first = FIRST_SILENT_ADDRESS + number * count;
+        (first..first + count)
+            .map(|address| self.endpoint(Ipv4Addr::from_bits(address)))
+            .collect()
+    }
+
+    fn endpoint(&self, address: Ipv4Addr) -> Value {
+        json!({ "addresses": [address], "conditions": { "ready": true }, "nodeName": self.node })
+    }
+
+    /// Makes one Service without a selector, and its slice.
+    fn create(&self, number: u32, real: bool) -> Result<()> {
+        let name = service_name(number);
+        let metadata = json!({ "namespace": NAMESPACE, "name": name });
+        self.api.create(&json!({
+            "apiVersion": "v1", "kind": "Service", "metadata": metadata,
+            "spec": {
+                "clusterIP": cluster_ip(number), "ipFamilyPolicy": "SingleStack", "ipFamilies": ["IPv4"],
+                "ports": [{ "name": "http", "protocol": "TCP", "port": SERVICE_PORT, "targetPort": SERVER_PORT }],
+            },
+        }))?;
+        let endpoints = if real {
+            self.real_endpoints()
+        } else {
+            self.silent_endpoints(number)
+        };
+        self.api.create(&json!({
+            "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+            "metadata": { "namespace": NAMESPACE, "name": name, "labels": {
+                "kubernetes.io/service-name": name, "endpointslice.kubernetes.io/managed-by": "portolan-bench",
+            }},
+            "ports": [{ "name": "http", "protocol": "TCP", "port": SERVER_PORT }],
+            "endpoints": endpoints,
+        }))
+    }
+}
+
+/// Names sort as the numbers do.
+fn service_name(number: u32) -> String {
+    format!("service-{number:06}")
+}
+
+fn cluster_ip(number: u32) -> Ipv4Addr {
+    Ipv4Addr::from_bits(FIRST_CLUSTER_IP + number)
+}
+
+fn service_address(number: u32) -> SocketAddr {
+    (cluster_ip(number), SERVICE_PORT).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_do_not_leave_their_ranges() {
+        assert_eq!(service_address(0).to_string(), "10.96.1.0:80");
+        assert_eq!(cluster_ip(60_000).octets()[..2], [10, 96]);
+        let last = Ipv4Addr::from_bits(FIRST_SILENT_ADDRESS + 60_000 * 50);
+        assert!(last < Ipv4Addr::new(10, 192, 0, 0), "{last}");
+        assert!(service_name(999) < service_name(10_000));
+    }
+}
