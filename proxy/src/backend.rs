@@ -4,6 +4,9 @@
 
 pub mod userspace;
 
+#[cfg(target_os = "linux")]
+pub mod nft;
+
 use std::time::Duration;
 
 use portolan_model::ServiceName;

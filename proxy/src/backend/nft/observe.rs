@@ -1,0 +1,91 @@
+//! What the kernel holds, and the kernel as something that batches can be handed to.
+
+use std::io;
+
+use portolan_model::Family;
+
+use super::entries::{Entry, Place};
+use super::netlink::batch::{Batch, BatchError};
+use super::netlink::dump::generation;
+use super::netlink::object::{Chain, Table};
+use super::netlink::socket::Socket;
+use super::schema::{Map, family_number};
+
+/// One of our tables as it was found.
+#[derive(Debug, Default)]
+pub(crate) struct Observed {
+    /// Its sets are the ones it has to have, and it has no flags.
+    pub(crate) sound: bool,
+    /// Its chains with their rules.
+    pub(crate) chains: Vec<Chain>,
+    /// The elements of its sets, sorted.
+    pub(crate) entries: Vec<Entry>,
+}
+
+/// Where batches go. The real one is [`Netlink`]; tests have one in memory.
+pub(crate) trait Kernel: Send {
+    /// Carries a batch out: all of it or nothing.
+    fn commit(&mut self, batch: Batch) -> Result<(), BatchError>;
+
+    /// Reads a table; `None` when there is none.
+    fn observe(&mut self, family: Family, table: &str) -> io::Result<Option<Observed>>;
+}
+
+/// The kernel of the network namespace in which the socket was opened.
+#[derive(Debug)]
+pub(crate) struct Netlink {
+    pub(crate) socket: Socket,
+}
+
+impl Netlink {
+    /// The number of the ruleset.
+    pub(crate) fn generation(&mut self) -> io::Result<u32> {
+        generation(&mut self.socket)
+    }
+}
+
+impl Kernel for Netlink {
+    fn commit(&mut self, batch: Batch) -> Result<(), BatchError> {
+        batch.commit(&mut self.socket)
+    }
+
+    fn observe(&mut self, family: Family, table: &str) -> io::Result<Option<Observed>> {
+        let table = Table {
+            family: family_number(family),
+            name: table,
+        };
+        let socket = &mut self.socket;
+        let Some(flags) = table.flags(socket)? else {
+            return Ok(None);
+        };
+        let definitions = Map::ALL.map(|map| map.definition(family));
+        let sets = table.sets(socket, &definitions)?;
+        let mut observed = Observed {
+            sound: flags == 0 && sets.len() == definitions.len() && sets.iter().all(|(_, right)| *right),
+            chains: table.chains(socket)?,
+            entries: Vec::new(),
+        };
+        for (name, rule) in table.rules(socket)? {
+            if let Some(chain) = observed.chains.iter_mut().find(|chain| chain.name == name) {
+                chain.rules.push(rule);
+            }
+        }
+        if observed.sound {
+            for map in Map::ALL {
+                let elements = table.elements(socket, map.name())?;
+                observed.entries.extend(elements.into_iter().map(|element| Entry {
+                    place: Place {
+                        family,
+                        map,
+                        key: element.key,
+                    },
+                    data: element.data,
+                    comment: element.comment.unwrap_or_default(),
+                    owner: Batch::SHARED,
+                }));
+            }
+            super::difference::sort(&mut observed.entries);
+        }
+        Ok(Some(observed))
+    }
+}
