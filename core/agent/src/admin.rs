@@ -128,6 +128,15 @@ impl Admin {
         Self(self.0.route(path, get(move || std::future::ready(handler()))))
     }
 
+    /// Routes that a daemon made itself, because they have to wait for something or need headers of their own.
+    ///
+    /// # Panics
+    /// When one of the paths is registered already: a mistake of the program.
+    #[must_use]
+    pub fn merge(self, routes: Router) -> Self {
+        Self(self.0.merge(routes))
+    }
+
     /// `/readyz`: 200 when every part is ready, else 503 with the parts that are not.
     #[must_use]
     pub fn readiness(self, readiness: Readiness) -> Self {

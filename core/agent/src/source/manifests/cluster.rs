@@ -275,10 +275,9 @@ impl Cluster {
         }
         let state = std::mem::replace(&mut self.state, StateFile::nowhere());
         let locked = state.lock();
-        let loaded = locked.load();
-        let mut recorded = loaded.is_some();
-        if let Some(records) = loaded.clone() {
-            for name in self.allocator.adopt(records) {
+        let recorded = locked.load();
+        if let Some(records) = &recorded {
+            for name in self.allocator.adopt(records.clone()) {
                 self.revisit(&name, &mut pending);
             }
         }
@@ -290,8 +289,7 @@ impl Cluster {
             });
         }
         self.take_pending(pending, round);
-        recorded &= loaded.as_ref() == Some(self.allocator.records());
-        if !recorded && !(loaded.is_none() && self.allocator.records().is_empty()) {
+        if recorded.unwrap_or_default() != *self.allocator.records() {
             locked.store(self.allocator.records());
         }
         drop(locked);

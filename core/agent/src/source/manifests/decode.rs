@@ -48,7 +48,7 @@ pub(crate) enum Manifest {
 #[derive(Debug)]
 pub(crate) enum Decoded {
     /// An object of a kind that is read.
-    Object(Id, Manifest),
+    Object(Id, Box<Manifest>),
     /// A kind that bears neither on forwarding nor on names, such as `apps/v1 Deployment`.
     Skipped(String),
 }
@@ -211,7 +211,7 @@ pub(crate) fn decode(value: Value) -> Result<Decoded, Refusal> {
         field: Some("metadata.name".into()),
         cause: "is missing".into(),
     })?;
-    Ok(Decoded::Object(id, manifest))
+    Ok(Decoded::Object(id, Box::new(manifest)))
 }
 
 /// Sets the namespace that the API server would set, and drops what only it uses.

@@ -13,6 +13,8 @@ use crate::source::ManifestError;
 
 /// Larger files are refused.
 const MAX_FILE_BYTES: u64 = 256 << 20;
+/// YAML aliases of one file may stand for this many nodes: plenty for people, little for a bomb.
+const MAX_ALIAS_EVENTS: usize = 100_000;
 /// A time stamp younger than this may hide a second change, so the content is looked at again.
 const RACY: Duration = Duration::from_secs(2);
 /// A file that was truncated to nothing may be about to be written; its objects stay this long.
@@ -202,7 +204,7 @@ impl Files {
                     let candidate = Candidate {
                         file: name.clone(),
                         document,
-                        manifest: Arc::new(manifest),
+                        manifest: Arc::from(manifest),
                     };
                     found.insert(id, candidate);
                 }
@@ -322,7 +324,7 @@ type SyntaxError = (Option<usize>, String);
 
 /// The documents of a YAML file.
 pub(crate) fn parse_yaml(text: &str) -> Result<Vec<Value>, SyntaxError> {
-    let options = serde_saphyr::options! {
+    let mut options = serde_saphyr::options! {
         // Room for 100,000 Services in one file; aliases stay short of a bomb.
         budget: serde_saphyr::budget! {
             max_events: 50_000_000,
@@ -333,6 +335,7 @@ pub(crate) fn parse_yaml(text: &str) -> Result<Vec<Value>, SyntaxError> {
         },
         with_snippet: false,
     };
+    options.alias_limits.max_total_replayed_events = MAX_ALIAS_EVENTS;
     let mut bytes = text.as_bytes();
     let mut documents = Vec::new();
     for document in serde_saphyr::read_with_options(&mut bytes, options) {
