@@ -12,7 +12,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 
-use crate::command::{output, run, target_dir, which, workspace};
+use crate::command::{RUST, output, run, target_dir, version, which, workspace};
 use crate::suite::Tally;
 
 const PACKAGE: &str = "portolan-proxy";
@@ -74,24 +74,33 @@ pub fn main(args: &Args) -> Result<Tally> {
 pub fn toolchain(target: Target) -> Result<Toolchain> {
     let own = which("rustc").zip(which("cargo"));
     let distribution = Some((PathBuf::from("/usr/bin/rustc"), PathBuf::from("/usr/bin/cargo")));
+    let mut reasons = Vec::new();
     for (rustc, cargo) in [own, distribution].into_iter().flatten() {
-        let Ok(sysroot) = output(Command::new(&rustc).args(["--print", "sysroot"])) else {
-            continue;
-        };
-        let rustlib = Path::new(sysroot.trim()).join("lib/rustlib");
-        let installed = rustlib.join(target.triple()).join("lib").is_dir();
-        if installed || rustlib.join("src/rust/library/std/Cargo.toml").is_file() {
-            return Ok(Toolchain {
-                rustc,
-                cargo,
-                build_std: !installed,
-            });
+        match examine(&rustc, target) {
+            Ok(build_std) => {
+                return Ok(Toolchain {
+                    rustc,
+                    cargo,
+                    build_std,
+                });
+            }
+            Err(error) => reasons.push(format!("{}: {error:#}", rustc.display())),
         }
     }
-    bail!(
-        "no rustc has a standard library for {}, compiled or in source form",
-        target.triple()
-    )
+    reasons.dedup();
+    bail!("no rustc for {}: {}", target.triple(), reasons.join("; "))
+}
+
+/// Whether this rustc needs the standard library compiled first; an error when it cannot be used.
+fn examine(rustc: &Path, target: Target) -> Result<bool> {
+    version(Command::new(rustc).arg("--version"), RUST)?;
+    let sysroot = output(Command::new(rustc).args(["--print", "sysroot"]))?;
+    let rustlib = Path::new(sysroot.trim()).join("lib/rustlib");
+    let installed = rustlib.join(target.triple()).join("lib").is_dir();
+    if !installed && !rustlib.join("src/rust/library/std/Cargo.toml").is_file() {
+        bail!("no standard library for it, and no source of one");
+    }
+    Ok(!installed)
 }
 
 impl Toolchain {

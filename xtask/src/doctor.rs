@@ -153,11 +153,8 @@ fn row(Finding { check, found }: &Finding) -> [String; 4] {
     let everything = Purpose::value_variants()
         .iter()
         .all(|purpose| check.purposes.contains(purpose));
-    let purposes: Vec<String> = check
-        .purposes
-        .iter()
-        .map(|purpose| format!("{purpose:?}").to_lowercase())
-        .collect();
+    let named = check.purposes.iter().filter_map(ValueEnum::to_possible_value);
+    let purposes: Vec<String> = named.map(|purpose| purpose.get_name().to_owned()).collect();
     let needed_for = if everything {
         "everything".to_owned()
     } else {

@@ -8,7 +8,7 @@ use std::process::Command;
 use clap::ValueEnum;
 
 use super::Purpose::{self, ApiServer, Bench, Build, Cross, Demo, Test};
-use crate::command::{output, which};
+use crate::command::{RUST, one_line, output, version, which};
 use crate::cross::{self, Target};
 
 /// Whether the absence of something is a failure.
@@ -58,8 +58,6 @@ const REFERENCE: &[Purpose] = &[Test, Bench];
 const CONTROL_PLANE: &[Purpose] = &[ApiServer, Test, Bench];
 const ON_CROSS: &[Purpose] = &[Test, Cross];
 
-/// The oldest rustc that the workspace builds with (`rust-version` in Cargo.toml).
-const RUST: (u32, u32) = (1, 95);
 /// The oldest Go that fetches a newer one by itself when a module asks for it.
 const GO: (u32, u32) = (1, 21);
 
@@ -93,7 +91,7 @@ pub static ALL: &[Check] = &[
             "rustc",
             EVERY,
             "compiles everything",
-            || version(Command::new("rustc").arg("--version"), RUST),
+            || version(Command::new("rustc").arg("--version"), RUST).map_err(one_line),
             Remedy::Commands("rustup update stable && rustup default stable"),
         )
     },
@@ -211,7 +209,7 @@ pub static ALL: &[Check] = &[
             "go",
             CONTROL_PLANE,
             "builds the reference programs of `cargo xtask kube-assets` (not needed where they are found)",
-            || version(Command::new("go").arg("version"), GO),
+            || version(Command::new("go").arg("version"), GO).map_err(one_line),
             Remedy::Commands(
                 "curl -fsSL https://go.dev/dl/go1.26.8.linux-amd64.tar.gz | tar -C /usr/local -xz && export PATH=/usr/local/go/bin:$PATH",
             ),
@@ -248,7 +246,7 @@ pub static ALL: &[Check] = &[
             || {
                 output(Command::new("cargo").args(["deny", "--version"]))
                     .map(one_line)
-                    .map_err(one_line)
+                    .map_err(|_| "not installed".to_owned())
             },
             Remedy::Commands("cargo install --locked cargo-deny"),
         )
@@ -283,24 +281,6 @@ fn program(name: &str) -> Result<String, String> {
     which(name)
         .map(|path| path.display().to_string())
         .ok_or_else(|| format!("no {name} on PATH"))
-}
-
-/// A tool's version, if it is `least` or newer.
-fn version(command: &mut Command, least: (u32, u32)) -> Result<String, String> {
-    let text = output(command).map_err(one_line)?;
-    match parse_version(&text) {
-        Some(found) if found >= least => Ok(one_line(&text)),
-        Some(_) => Err(format!("{} is older than {}.{}", one_line(&text), least.0, least.1)),
-        None => Err(format!("no version in {:?}", one_line(&text))),
-    }
-}
-
-/// The first `MAJOR.MINOR` of a version text, `go1.26.8` and `rustc 1.95.0 (…)` alike.
-fn parse_version(text: &str) -> Option<(u32, u32)> {
-    text.split(|c: char| !c.is_ascii_digit() && c != '.').find_map(|word| {
-        let mut numbers = word.split('.');
-        Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
-    })
 }
 
 fn in_namespace(script: &str, works: &str) -> Result<String, String> {
@@ -367,22 +347,9 @@ fn standard_library() -> Result<String, String> {
         .unwrap_or_default())
 }
 
-fn one_line(text: impl ToString) -> String {
-    text.to_string().split_whitespace().collect::<Vec<_>>().join(" ")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn versions_are_found_in_what_tools_print() {
-        let check = |text, expect| assert_eq!(parse_version(text), expect, "{text}");
-        check("rustc 1.95.0 (59807616e 2026-04-14)", Some((1, 95)));
-        check("go version go1.26.8 linux/amd64", Some((1, 26)));
-        check("no digits", None);
-        check("1", None);
-    }
 
     #[test]
     fn the_effective_user_decides() {
