@@ -79,10 +79,8 @@ fn run(options: &Options) -> Result<bool> {
         return Ok(list(&batches, options));
     }
     // SAFETY: geteuid has no preconditions.
-    ensure!(
-        unsafe { libc::geteuid() } == 0,
-        "the scenarios need root: they make network namespaces"
-    );
+    let user = unsafe { libc::geteuid() };
+    ensure!(user == 0, "the scenarios need root: they make network namespaces");
     cleanup::sweep(false);
     build_daemons(&batches)?;
     let start = Instant::now();

@@ -5,6 +5,7 @@
 //! the kubelet does (namespace, address, server, status), and, where there is no controller manager, makes the pods of
 //! Deployments and StatefulSets.
 
+mod follow;
 mod pods;
 mod workload;
 

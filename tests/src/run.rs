@@ -59,7 +59,7 @@ pub struct Session {
     dns: Option<Daemon>,
     // Daemons end before the cluster does.
     _upstream: Process,
-    cluster: Cluster,
+    cluster: Arc<Cluster>,
 }
 
 /// What a scenario has made and has to be undone.
@@ -87,10 +87,12 @@ impl Session {
             .control_plane(setup.api)
             .build()?;
         let cluster = if setup.api {
-            Cluster::with_api_server(lab)?
+            let cluster = Arc::new(Cluster::with_api_server(lab)?);
+            cluster.follow_pods()?;
+            cluster
         } else {
             let dir = lab.scratch().join("manifests");
-            Cluster::from_manifests(lab, &dir)?
+            Arc::new(Cluster::from_manifests(lab, &dir)?)
         };
         let upstream = start_upstream(cluster.lab())?;
         let dns = start_dns(&cluster, setup.dns)?;

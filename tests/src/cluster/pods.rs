@@ -98,7 +98,7 @@ impl Cluster {
     }
 
     /// Writes the status that a kubelet would report.
-    fn report(&self, key: &ObjectKey, object: &Value, pod: &Pod, ready: bool) -> Result<()> {
+    pub(super) fn report(&self, key: &ObjectKey, object: &Value, pod: &Pod, ready: bool) -> Result<()> {
         let node = self.lab.node(&pod.node)?.address;
         let status = json!({ "status": status(object, pod.address, node, ready) });
         match &self.store {
@@ -145,7 +145,7 @@ fn complete(object: &mut Value) {
 }
 
 /// What the lab is to run for a pod; `None` when it names no node.
-fn request(key: &ObjectKey, object: &Value) -> Result<Option<PodRequest>> {
+pub(super) fn request(key: &ObjectKey, object: &Value) -> Result<Option<PodRequest>> {
     let text = |pointer: &str| {
         object
             .pointer(pointer)

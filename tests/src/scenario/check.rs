@@ -73,8 +73,10 @@ pub enum Expect {
 /// Which servers answer.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Answers {
-    /// Their names.
+    /// Their names; none when only their number is known.
     pub names: Vec<String>,
+    /// How many of them there are.
+    pub count: usize,
     /// How the answers spread over them.
     pub spread: Spread,
     /// Which client address they see: a pod, a machine (any of its addresses) or an address.
@@ -330,8 +332,13 @@ impl Answers {
         } else {
             first
         };
-        answers.names = names.split_whitespace().map(str::to_owned).collect();
-        ensure!(!answers.names.is_empty(), "no server is named");
+        if let [number, "servers"] = names.split_whitespace().collect::<Vec<_>>()[..] {
+            answers.count = number.parse().context("the number of servers is a number")?;
+        } else {
+            answers.names = names.split_whitespace().map(str::to_owned).collect();
+            answers.count = answers.names.len();
+        }
+        ensure!(answers.count > 0, "no server is named");
         for clause in clauses {
             match clause.split_whitespace().collect::<Vec<_>>()[..] {
                 ["even"] => answers.spread = Spread::Even,
