@@ -2,10 +2,11 @@
 //!
 //! A backend makes plans real. It never looks at the World and decides nothing that a plan could have decided.
 
-pub mod userspace;
-
+#[cfg(target_os = "linux")]
+pub mod loopback;
 #[cfg(target_os = "linux")]
 pub mod nft;
+pub mod userspace;
 
 use std::time::Duration;
 

@@ -37,6 +37,8 @@ pub struct Occasion {
     pub services: usize,
     /// `last-change-trigger-time` of each Service whose slices changed, in nanoseconds since 1970.
     pub triggers: Vec<i64>,
+    /// Notes that were not there before.
+    pub new_notes: Vec<String>,
 }
 
 // === impl Desired ===
@@ -97,32 +99,29 @@ impl Desired {
             complete,
             ..Change::default()
         };
+        let mut occasion = Occasion::default();
         if complete || node_plan != self.node_plan {
+            let known = &self.node_plan.notes;
+            let new_notes = node_plan.notes.iter().filter(|note| !known.contains(note));
+            occasion.new_notes.extend(new_notes.cloned());
             change.node = Some(node_plan.clone());
         }
         self.node_plan = node_plan;
         self.node = node;
         if replan {
-            self.plan_all(&mut change);
-            change.removed.extend(
-                delta
-                    .services
-                    .iter()
-                    .filter(|name| self.world.service(name).is_none())
-                    .cloned(),
-            );
+            self.plan_all(&mut change, &mut occasion);
+            let gone = delta.services.iter().filter(|name| self.world.service(name).is_none());
+            change.removed.extend(gone.cloned());
         } else {
             for name in &delta.services {
-                self.plan_one(name, &mut change);
+                self.plan_one(name, &mut change, &mut occasion);
             }
         }
         for name in &change.removed {
             self.forget(name);
         }
-        let occasion = Occasion {
-            services: change.plans.len(),
-            triggers: delta.triggers.into_values().collect(),
-        };
+        occasion.services = change.plans.len();
+        occasion.triggers = delta.triggers.into_values().collect();
         let empty = change.plans.is_empty() && change.removed.is_empty() && change.node.is_none();
         (complete || !empty).then_some((change, occasion))
     }
@@ -142,23 +141,22 @@ impl Desired {
         (node, plan)
     }
 
-    fn plan_all(&mut self, change: &mut Change) {
+    fn plan_all(&mut self, change: &mut Change, occasion: &mut Occasion) {
         let names: Vec<ServiceName> = self.world.services().map(|view| view.service.name.clone()).collect();
-        if change.complete {
-            self.health_checks.clear();
-            self.notes.clear();
-            self.no_local.clear();
-        }
-        names.iter().for_each(|name| self.plan_one(name, change));
+        names.iter().for_each(|name| self.plan_one(name, change, occasion));
     }
 
-    fn plan_one(&mut self, name: &ServiceName, change: &mut Change) {
+    fn plan_one(&mut self, name: &ServiceName, change: &mut Change, occasion: &mut Occasion) {
         let Some(view) = self.world.service(name) else {
             change.removed.push(name.clone());
             return;
         };
         let plan = plan_service(view, self.node.as_ref(), &self.node_plan, &self.options);
-        let no_local = plan.without_local_endpoints();
+        let known = self.notes.get(name).map(Vec::as_slice).unwrap_or_default();
+        let new_notes = plan.notes.iter().filter(|note| !known.contains(note));
+        occasion
+            .new_notes
+            .extend(new_notes.map(|note| format!("Service {name}: {note}")));
         self.forget(name);
         if let Some(check) = plan.health_check {
             self.health_checks.insert(name.clone(), check);
@@ -166,6 +164,7 @@ impl Desired {
         if !plan.notes.is_empty() {
             self.notes.insert(name.clone(), plan.notes.clone());
         }
+        let no_local = plan.without_local_endpoints();
         if no_local != (false, false) {
             self.no_local.insert(name.clone(), no_local);
         }
@@ -208,9 +207,12 @@ impl Desired {
         &self.health_checks
     }
 
-    /// Notes of plans by Service.
-    pub fn notes(&self) -> &BTreeMap<ServiceName, Vec<String>> {
-        &self.notes
+    /// Notes of the node's and of all Services' plans.
+    pub fn notes(&self) -> Vec<String> {
+        let of_services = self.notes.iter();
+        let of_services =
+            of_services.flat_map(|(name, notes)| notes.iter().map(move |n| format!("Service {name}: {n}")));
+        self.node_plan.notes.iter().cloned().chain(of_services).collect()
     }
 
     /// How many Services policy Local leaves without endpoints on this node: by the internal, by the external policy.

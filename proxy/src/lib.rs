@@ -4,4 +4,12 @@
 //! a [`backend`] makes the kernel (or itself) do what the plans say.
 
 pub mod backend;
+pub mod cli;
+pub mod command;
 pub mod desired;
+pub mod health;
+pub mod host;
+pub mod http;
+pub mod metrics;
+pub mod state;
+pub mod sync;

@@ -1,1 +1,36 @@
-fn main() {}
+//! portolan-proxy: makes Kubernetes Services work on this node.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use portolan_proxy::cli::{Cli, Command};
+use portolan_proxy::command::{cleanup, explain, plan, run, status};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("error: cannot start: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let outcome = match cli.command.unwrap_or_else(|| Command::Run(Box::new(cli.run))) {
+        Command::Run(args) => {
+            portolan_agent::telemetry::init(cli.log);
+            runtime.block_on(run::run(&args))
+        }
+        // The others print their answer and their warnings; a log would only stand between.
+        Command::Plan(args) => runtime.block_on(plan::run(&args)),
+        Command::Explain(args) => runtime.block_on(explain::run(&args)),
+        Command::Status(args) => status::run(&args),
+        Command::Cleanup => cleanup::run(),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -7,6 +7,9 @@ use crate::{Backend, EndpointSet, Frontend, FrontendKind, NodePlan, Pods, PortPl
 impl fmt::Display for ServicePlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "service {}", self.service)?;
+        if self.ports.is_empty() {
+            writeln!(f, "  nothing is forwarded")?;
+        }
         for port in &self.ports {
             write!(f, "{port}")?;
         }

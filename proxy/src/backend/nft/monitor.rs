@@ -156,7 +156,7 @@ impl Listener {
 }
 
 /// What a notification says, if it is about one of our tables and someone else is behind it.
-fn seen(message: &Message<'_>, table: &str, own: u32) -> Option<String> {
+pub(crate) fn seen(message: &Message<'_>, table: &str, own: u32) -> Option<String> {
     let kind = message.nft_kind()?;
     let family = message.family()?;
     let ours = Family::ALL.into_iter().any(|ours| family_number(ours) == family);

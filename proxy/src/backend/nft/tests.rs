@@ -3,8 +3,12 @@
 //! Addresses: pods 10.244.1.0/24 and fd00:244:0:1::/64, cluster IPs 10.96.0.0/16 and fd00:96::/112, the node
 //! 172.18.0.1 and fd00:18::1, load balancer addresses 203.0.113.0/24.
 
+mod encoding;
+mod fake;
 mod kernel;
+mod properties;
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 

@@ -77,7 +77,10 @@ pub(super) fn udp_to(endpoint: SocketAddr) -> io::Result<UdpSocket> {
 ///
 /// With `net.ipv4.ip_nonlocal_bind` set, Linux lets everyone bind everything: see [`tells_own`].
 pub(super) fn is_own(address: IpAddr) -> bool {
-    std::net::UdpSocket::bind((address, 0)).is_ok()
+    let address = SocketAddr::new(address, 0);
+    // TCP: Wine binds UDP sockets to anything.
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None);
+    socket.is_ok_and(|socket| socket.bind(&address.into()).is_ok())
 }
 
 /// Whether [`is_own`] can tell anything here: an address that is reserved for documentation must not be bindable.

@@ -1,6 +1,7 @@
 //! The backend through real sockets on loopback.
 //!
-//! Addresses: each test's frontends have a loopback address of their own, 127.1.x.y, where Linux lets anyone listen.
+//! Addresses: each test's frontends have a loopback address of their own, 127.1.x.y, where Linux lets anyone listen, and
+//! 127.0.0.1 elsewhere.
 //! 10.96.0.0/16 (cluster IPs) and 192.0.2.0/24 are not this machine's. Endpoints listen on 127.0.0.1, any free port.
 
 mod files;
@@ -112,7 +113,11 @@ impl Rig {
 fn own_address() -> SocketAddr {
     static NEXT: AtomicU16 = AtomicU16::new(1);
     let [high, low] = NEXT.fetch_add(1, Ordering::Relaxed).to_be_bytes();
-    let ip = Ipv4Addr::new(127, 1, high, low);
+    let ip = if cfg!(target_os = "linux") {
+        Ipv4Addr::new(127, 1, high, low)
+    } else {
+        Ipv4Addr::LOCALHOST
+    };
     TcpListener::bind((ip, 0)).unwrap().local_addr().unwrap()
 }
 

@@ -262,8 +262,17 @@ fn drain(socket: &mut Socket) -> io::Result<()> {
 #[cfg(test)]
 impl Batch {
     /// The bytes as they would be sent.
-    pub(crate) fn into_bytes(mut self) -> Vec<u8> {
-        self.finish();
-        self.buffer
+    pub(crate) fn bytes(&mut self) -> &[u8] {
+        self.finish()
+    }
+
+    /// A refusal of a message, as the kernel's answer would become one.
+    pub(crate) fn refusal(&self, sequence: u32, offset: Option<u32>, errno: i32) -> BatchError {
+        let owner = self.owner(sequence, offset);
+        BatchError::Refused(vec![Refusal {
+            errno,
+            text: None,
+            owner,
+        }])
     }
 }

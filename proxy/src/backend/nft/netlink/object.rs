@@ -365,26 +365,12 @@ impl Table<'_> {
         Ok(dump(socket, NFT_MSG_GETCHAIN, self.family, fill, each, Vec::new)?.unwrap_or_default())
     }
 
-    /// The table's rules in order, with the chain of each. A rule that is not ours has expressions that we do not
-    /// know: it is listed as empty, which no rule of ours is.
+    /// The table's rules in order, with the chain of each.
     pub(crate) fn rules(self, socket: &mut Socket) -> io::Result<Vec<(Box<str>, Rule)>> {
         let each = |found: &mut Vec<(Box<str>, Rule)>, message: &Message<'_>| {
             let attributes = message.attributes();
-            if attributes.text(NFTA_RULE_TABLE) == Some(self.name)
-                && let Some(chain) = attributes.text(NFTA_RULE_CHAIN)
-            {
-                let list = attributes.nested(NFTA_RULE_EXPRESSIONS).unwrap_or(Attributes::new(&[]));
-                let expressions: Option<Vec<Expr>> = list
-                    .map(|(_, element)| Expr::parse(&Attributes::new(element)))
-                    .collect();
-                let comment = attributes
-                    .get(NFTA_RULE_USERDATA)
-                    .and_then(|bytes| userdata::parse_comment(NFTNL_UDATA_COMMENT, bytes));
-                let rule = Rule {
-                    expressions: expressions.unwrap_or_default(),
-                    comment: comment.unwrap_or_default().into(),
-                };
-                found.push((chain.into(), rule));
+            if attributes.text(NFTA_RULE_TABLE) == Some(self.name) {
+                found.extend(Rule::parse(&attributes));
             }
         };
         let fill = |w: &mut Writer<'_>| w.text(NFTA_RULE_TABLE, self.name);
@@ -406,6 +392,24 @@ impl Table<'_> {
     }
 }
 
+impl Rule {
+    /// A rule and its chain. One that is not ours has expressions that we do not know: it comes out empty, which no
+    /// rule of ours is.
+    pub(crate) fn parse(message: &Attributes<'_>) -> Option<(Box<str>, Self)> {
+        let chain = message.text(NFTA_RULE_CHAIN)?;
+        let list = message.nested(NFTA_RULE_EXPRESSIONS).into_iter().flatten();
+        let expressions: Option<Vec<Expr>> = list.map(|(_, element)| Expr::parse(&Attributes::new(element))).collect();
+        let comment = message
+            .get(NFTA_RULE_USERDATA)
+            .and_then(|bytes| userdata::parse_comment(NFTNL_UDATA_COMMENT, bytes));
+        let rule = Self {
+            expressions: expressions.unwrap_or_default(),
+            comment: comment.unwrap_or_default().into(),
+        };
+        Some((chain.into(), rule))
+    }
+}
+
 impl Hook {
     /// No hook of ours: something in the chain's head is not as we write it.
     const FOREIGN: Self = Self {
@@ -413,7 +417,7 @@ impl Hook {
         priority: 0,
     };
 
-    fn parse(chain: &Attributes<'_>, hook: &Attributes<'_>) -> Self {
+    pub(crate) fn parse(chain: &Attributes<'_>, hook: &Attributes<'_>) -> Self {
         let ours = chain.text(NFTA_CHAIN_TYPE) == Some("nat") && chain.be32(NFTA_CHAIN_POLICY) == Some(NF_ACCEPT);
         let number = hook.be32(NFTA_HOOK_HOOKNUM);
         let priority = hook.be32(NFTA_HOOK_PRIORITY).map(u32::cast_signed);

@@ -100,7 +100,7 @@ fn a_taken_port_is_reported_holds_nobody_up_and_is_tried_again() {
     let program = TcpListener::bind(taken).unwrap();
     rig.apply(&[&plan("web", taken, &[echo('a')]), &plan("other", fine, &[echo('b')])]);
     let status = rig.status("default/web");
-    assert!(status.starts_with("cannot listen: Address already in use"), "{status}");
+    assert!(status.starts_with("cannot listen: "), "{status}");
     assert!(status.ends_with("(stop the program that has the port, or give the Service another)"));
     assert_eq!(name(&mut connect(fine)), 'b');
     drop(program);

@@ -1,0 +1,107 @@
+//! What the proxy answers over HTTP: kube-proxy's `/healthz`, `/livez` and `/proxyMode`, and our own `/status`.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use jiff::Timestamp;
+use serde_json::{Value, json};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::metrics::Metrics;
+use crate::state::{self, Health, Status};
+
+/// What the handlers look at.
+#[derive(Clone)]
+pub struct Shared {
+    /// Health.
+    pub state: Arc<state::State>,
+    /// Counters of answers.
+    pub metrics: Arc<Metrics>,
+    /// Where to ask for the status.
+    pub questions: mpsc::Sender<oneshot::Sender<Status>>,
+    /// The word of `/proxyMode`.
+    pub mode: &'static str,
+}
+
+/// `/healthz` and `/livez`, for `--healthz-bind-address`.
+pub fn health_routes(shared: Shared) -> Router {
+    Router::new()
+        .route("/healthz", get(healthz))
+        .route("/livez", get(livez))
+        .with_state(shared)
+}
+
+/// `/proxyMode` and `/status`, for `--metrics-bind-address`.
+pub fn admin_routes(shared: Shared) -> Router {
+    Router::new()
+        .route("/proxyMode", get(proxy_mode))
+        .route("/status", get(status))
+        .with_state(shared)
+}
+
+async fn healthz(State(shared): State<Shared>) -> Response {
+    let health = shared.state.health();
+    let code = code(health.healthy && health.node_eligible);
+    shared.metrics.healthz(code.as_u16());
+    let mut body = health_body(health, SystemTime::now());
+    body["nodeEligible"] = health.node_eligible.into();
+    answer(code, &body)
+}
+
+/// The same without the node's eligibility: a draining node must not restart the pod.
+async fn livez(State(shared): State<Shared>) -> Response {
+    let health = shared.state.health();
+    let code = code(health.healthy);
+    shared.metrics.livez(code.as_u16());
+    answer(code, &health_body(health, SystemTime::now()))
+}
+
+fn code(good: bool) -> StatusCode {
+    if good {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    }
+}
+
+/// kube-proxy's body; both families are programmed at once, so they say the same.
+fn health_body(health: Health, now: SystemTime) -> Value {
+    let time = |time: SystemTime| {
+        Timestamp::try_from(time)
+            .map(|time| time.to_string())
+            .unwrap_or_default()
+    };
+    let last_updated = health.last_updated.map_or_else(|| "0001-01-01T00:00:00Z".into(), time);
+    let family = json!({"lastUpdated": last_updated, "healthy": health.healthy});
+    json!({
+        "lastUpdated": last_updated,
+        "currentTime": time(now),
+        "healthy": health.healthy,
+        "status": {"IPv4": family, "IPv6": family},
+    })
+}
+
+fn answer(code: StatusCode, body: &Value) -> Response {
+    let headers = [
+        (header::CONTENT_TYPE, "application/json"),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+    ];
+    (code, headers, body.to_string()).into_response()
+}
+
+async fn proxy_mode(State(shared): State<Shared>) -> Response {
+    ([(header::CONTENT_TYPE, "text/plain; charset=utf-8")], shared.mode).into_response()
+}
+
+async fn status(State(shared): State<Shared>) -> Response {
+    let (asker, told) = oneshot::channel();
+    match (shared.questions.send(asker).await, told.await) {
+        (Ok(()), Ok(status)) => answer(StatusCode::OK, &serde_json::to_value(status).unwrap_or_default()),
+        _ => (StatusCode::SERVICE_UNAVAILABLE, "shutting down\n").into_response(),
+    }
+}

@@ -1,0 +1,137 @@
+//! What the daemon thinks of itself, shared between the sync loop and HTTP.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use serde::{Deserialize, Serialize};
+
+/// How long a change may wait before the proxy calls itself unhealthy: twice kube-proxy's default `syncPeriod`.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What `portolan-proxy status` prints and `/status` answers.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq, Eq)]
+pub struct Status {
+    /// Version of the daemon.
+    pub version: String,
+    /// Name of the node it runs on.
+    pub node: String,
+    /// Backend in use: `nftables`, `userspace`.
+    pub backend: String,
+    /// Every kind of object has been listed and programmed once.
+    pub synced: bool,
+    /// When the last change was programmed, as Unix time in seconds.
+    pub last_sync: Option<u64>,
+    /// Why the last attempt failed; absent when it did not.
+    pub last_error: Option<String>,
+    /// Services known.
+    pub services: usize,
+    /// EndpointSlices known.
+    pub endpoint_slices: usize,
+    /// Addresses that node ports are served on.
+    pub node_port_addresses: Vec<IpAddr>,
+    /// What the backend says about itself.
+    pub programmed: Vec<(String, String)>,
+    /// Notes about the node and about Services.
+    pub notes: Vec<String>,
+    /// Objects, or parts of them, that cannot be used.
+    pub faults: Vec<String>,
+    /// Connection to each kind of object in the source.
+    pub source: BTreeMap<String, String>,
+}
+
+/// Shared state.
+pub struct State {
+    timing: Mutex<Timing>,
+    /// Read by health check ports.
+    healthy: Arc<AtomicBool>,
+}
+
+#[derive(Clone, Copy)]
+struct Timing {
+    /// When the oldest change that is not programmed yet arrived.
+    pending_since: Option<SystemTime>,
+    last_updated: Option<SystemTime>,
+    node_eligible: bool,
+}
+
+/// What `/healthz` and `/livez` say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Health {
+    /// Nothing has been waiting for too long.
+    pub healthy: bool,
+    /// The Node is there to stay: neither deleted nor about to be removed by the autoscaler.
+    pub node_eligible: bool,
+    /// When rules last were what they should be: now, when nothing waits.
+    pub last_updated: Option<SystemTime>,
+}
+
+// === impl State ===
+
+impl Default for State {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl State {
+    /// Nothing programmed yet, so not healthy.
+    pub fn new() -> Self {
+        let timing = Timing {
+            pending_since: None,
+            last_updated: None,
+            node_eligible: true,
+        };
+        Self {
+            timing: Mutex::new(timing),
+            healthy: Arc::new(AtomicBool::new(false)),
+        }
+    }
+
+    /// A change waits.
+    pub fn queued(&self) {
+        lock(&self.timing).pending_since.get_or_insert_with(SystemTime::now);
+    }
+
+    /// Everything is programmed.
+    pub fn programmed(&self, node_eligible: bool) {
+        let now = SystemTime::now();
+        *lock(&self.timing) = Timing {
+            pending_since: None,
+            last_updated: Some(now),
+            node_eligible,
+        };
+        self.healthy.store(true, Ordering::Relaxed);
+    }
+
+    /// The flag that health check ports read.
+    pub fn healthy_flag(&self) -> Arc<AtomicBool> {
+        self.healthy.clone()
+    }
+
+    /// The state of health at this moment.
+    pub fn health(&self) -> Health {
+        let timing = *lock(&self.timing);
+        let now = SystemTime::now();
+        let waited = timing
+            .pending_since
+            .map(|since| now.duration_since(since).unwrap_or_default());
+        let healthy = timing.last_updated.is_some() && waited.is_none_or(|waited| waited <= PATIENCE);
+        self.healthy.store(healthy, Ordering::Relaxed);
+        let last_updated = timing
+            .last_updated
+            .map(|last| if waited.is_some() { last } else { now });
+        Health {
+            healthy,
+            node_eligible: timing.node_eligible,
+            last_updated,
+        }
+    }
+}
+
+/// A poisoned lock holds plain data that is still whole.
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
