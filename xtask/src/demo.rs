@@ -55,7 +55,13 @@ pub fn run(args: &Args) -> Result<()> {
     doctor::examine(&purposes, lab, Verbosity::Brief)?;
     println!("demo: building portolan-proxy, portolan-dns and the demo");
     run_command(cargo().args(["build", "--package", "portolan-proxy", "--package", "portolan-dns"]))?;
-    run_command(cargo().args(["build", "--package", "portolan-lab", "--bin", "portolan-demo"]))?;
+    // The lab's pods are portolan-probe, loopback's are the demo itself.
+    let programs: &[&str] = if lab {
+        &["--bin", "portolan-probe", "--bin", "portolan-demo"]
+    } else {
+        &["--bin", "portolan-demo"]
+    };
+    run_command(cargo().args(["build", "--package", "portolan-lab"]).args(programs))?;
     if args.api_server {
         kube_assets::run()?;
     }

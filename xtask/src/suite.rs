@@ -124,9 +124,33 @@ static STEPS: &[Step] = &[
     },
     Step {
         name: "lab",
-        what: "the daemons in a lab of network namespaces, and at a real API server",
-        run: lab,
-        advice: "cargo test -p portolan-lab -- NAME runs one scenario again",
+        what: "every scenario on our daemons in a lab of network namespaces, from manifests and from a real API server",
+        run: || cargo_tests(cargo().args(["test", "--package", "portolan-lab", "--no-fail-fast"])),
+        advice: "cargo test -p portolan-lab --test suite -- NAME runs one scenario again, --keep leaves its lab up",
+    },
+    Step {
+        name: "reference",
+        what: "the same scenarios on the real kube-proxy and CoreDNS: are the expectations right?",
+        run: || {
+            let suite = [
+                "test",
+                "--package",
+                "portolan-lab",
+                "--test",
+                "suite",
+                "--",
+                "--subject",
+                "kube-proxy",
+            ];
+            cargo_tests(cargo().args(suite))
+        },
+        advice: "cargo test -p portolan-lab --test suite -- NAME --subject kube-proxy runs one scenario again",
+    },
+    Step {
+        name: "demo",
+        what: "the demo, in the lab and on loopback",
+        run: demo,
+        advice: "cargo xtask demo --keep leaves it up to look around",
     },
     Step {
         name: "cross",
@@ -212,18 +236,26 @@ fn one<T>(done: Result<T>) -> Result<Tally> {
     done.map(|_| Tally { passed: 1, failed: 0 })
 }
 
+/// The commands of the README, as a user would run them.
+fn demo() -> Result<Tally> {
+    let mut tally = Tally::default();
+    let program = std::env::current_exe().context("cannot find this program")?;
+    for arguments in [&[][..], &["--api-server"], &["--loopback"]] {
+        let done = run_command(Command::new(&program).arg("demo").args(arguments).stdin(Stdio::null()));
+        if let Err(error) = &done {
+            println!("demo {}: {error:#}", arguments.join(" "));
+        }
+        tally.count(&done);
+    }
+    Ok(tally)
+}
+
 fn deny() -> Result<Tally> {
     if output(Command::new("cargo").args(["deny", "--version"])).is_err() {
         println!("left out: cargo-deny is not installed (cargo install --locked cargo-deny)");
         return Ok(Tally::default());
     }
     one(run_command(cargo().args(["deny", "check"])))
-}
-
-fn lab() -> Result<Tally> {
-    // The suite starts the daemons as a user would: as programs, which must be those of this checkout.
-    run_command(cargo().args(["build", "--package", "portolan-proxy", "--package", "portolan-dns"]))?;
-    cargo_tests(cargo().args(["test", "--package", "portolan-lab", "--no-fail-fast"]))
 }
 
 /// Runs `cargo test`, passes on what it prints and sums its results; a run that breaks without a failed test is one failure.
@@ -249,13 +281,13 @@ fn cargo_tests(command: &mut Command) -> Result<Tally> {
     Ok(tally)
 }
 
-/// The counts of a `test result: ok. 12 passed; 0 failed; …` line.
+/// The counts of a line that ends a run: `test result: ok. 12 passed; 0 failed; …`, and the lab's `12 passed, 0 failed`.
 fn test_result(line: &str) -> Option<Tally> {
-    let counts = line.strip_prefix("test result: ")?.split_once(". ")?.1;
-    let count = |word: &str| -> Option<u64> {
-        let part = counts.split(';').find(|part| part.trim().ends_with(word))?;
-        part.split_whitespace().next()?.parse().ok()
-    };
+    let counts = line
+        .strip_prefix("test result: ")
+        .map_or(Some(line), |rest| rest.split_once(". ").map(|(_, counts)| counts))?;
+    let mut parts = counts.split([';', ',']);
+    let mut count = |word: &str| parts.next()?.trim().strip_suffix(word)?.parse().ok();
     Some(Tally {
         passed: count(" passed")?,
         failed: count(" failed")?,
@@ -289,8 +321,8 @@ mod tests {
     #[test]
     fn steps_are_chosen_by_name() {
         assert_eq!(names(&["--only", "fmt", "--only", "tidy"]), ["fmt", "tidy"]);
-        assert_eq!(names(&["--from", "lab"]), ["lab", "cross"]);
-        assert_eq!(names(&["--from", "lab", "--skip", "cross"]), ["lab"]);
+        assert_eq!(names(&["--from", "reference"]), ["reference", "demo", "cross"]);
+        assert_eq!(names(&["--from", "demo", "--skip", "cross"]), ["demo"]);
         assert_eq!(names(&[]).len(), STEPS.len());
     }
 
@@ -318,7 +350,9 @@ mod tests {
             &format!("test result: FAILED. 7 passed; 2 failed; {tail}"),
             Some((7, 2)),
         );
+        check("48 passed, 1 failed", Some((48, 1)));
         check("test model::parse ... ok", None);
+        check("3 checks passed, 0 failed", None);
         check("test result: unreadable", None);
     }
 }
