@@ -160,15 +160,10 @@ impl ProxySubject {
         flag("--cluster-cidr", POD_RANGES.join(",").into());
         flag("--healthz-bind-address", "0.0.0.0:10256".into());
         flag("--metrics-bind-address", "127.0.0.1:10249".into());
-        if let Some(cgroup) = &node.place.cgroup {
-            flag("--cgroup", cgroup.into());
+        if self == Self::Ebpf {
+            flag("--cgroup", node.place.cgroup.clone().context("a node has a cgroup")?.into());
+            flag("--bpffs", Path::new("/sys/fs/bpf").join(format!("{}-{}", lab.id(), node.name)).into());
         }
-        flag(
-            "--bpffs",
-            Path::new("/sys/fs/bpf")
-                .join(format!("{}-{}", lab.id(), node.name))
-                .into(),
-        );
         Ok((program, args))
     }
 }
