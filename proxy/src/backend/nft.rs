@@ -7,12 +7,14 @@
 mod claims;
 mod difference;
 mod entries;
+mod frame;
 mod mirror;
 mod monitor;
 mod netlink;
 mod observe;
 mod probe;
 mod program;
+mod rules;
 mod schema;
 
 #[cfg(test)]

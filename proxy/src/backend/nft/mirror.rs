@@ -10,10 +10,12 @@ use super::NftOptions;
 use super::claims::{Claims, FrontendId, frontends};
 use super::difference::{Difference, sort};
 use super::entries::{Entry, Needs, Place, backends, emit, keep_slots};
+use super::frame::frame;
 use super::netlink::batch::Batch;
 use super::netlink::object::{Bytes, Chain, Data};
 use super::observe::Observed;
-use super::program::{ChainSpec, Context, Program, frame};
+use super::program::{ChainSpec, Program};
+use super::rules::Context;
 use super::schema::{Map, frontend_key, parse_endpoint, split_slot};
 
 /// New plans of Services; `None` for one that goes.

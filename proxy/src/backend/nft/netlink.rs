@@ -8,6 +8,7 @@ pub(crate) mod batch;
 pub(crate) mod constants;
 pub(crate) mod dump;
 pub(crate) mod expr;
+pub(crate) mod listing;
 pub(crate) mod message;
 pub(crate) mod object;
 pub(crate) mod socket;

@@ -1,6 +1,5 @@
-//! Chains: what happens to a new connection, as rules.
+//! Chains that elements refer to: what happens to a new connection, as rules.
 //!
-//! All hooks are nat hooks, which only the first packet of a connection passes: established connections cost nothing.
 //! There is a chain for each *program* in use (what happens to pods, the node and the outside, and among how many
 //! endpoints is chosen), never one for a Service.
 
@@ -9,21 +8,15 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use portolan_model::Family;
-use portolan_plan::{EndpointSet, NodePlan, Pods, Routes, Verdict as PlanVerdict};
+use portolan_plan::{EndpointSet, Routes, Verdict as PlanVerdict};
 
-use super::NftOptions;
-use super::netlink::constants::*;
-use super::netlink::expr::{Dreg, Expr, Register, Verdict};
-use super::netlink::object::{Chain, Hook, Rule};
+use super::netlink::constants::RTN_LOCAL;
+use super::netlink::expr::{Dreg, Expr, Verdict};
+use super::netlink::object::{Chain, Rule};
+use super::rules::{
+    Context, DATA, equals, in_range, load_key, lookup, mark, of_family, pods, reject, rule, source, words,
+};
 use super::schema::{Map, family_number};
-
-/// What the rules of all chains depend on.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Context<'a> {
-    pub(crate) family: Family,
-    pub(crate) node: &'a NodePlan,
-    pub(crate) options: &'a NftOptions,
-}
 
 /// What happens to a connection from one kind of source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -217,107 +210,6 @@ impl ChainSpec {
     }
 }
 
-// === the chains that are always there ===
-
-/// The chains that hook in and what they share, in an order in which they can be created.
-pub(crate) fn frame(context: Context<'_>) -> Vec<Chain> {
-    let base = |name: &str, number, priority, rules| Chain {
-        name: name.into(),
-        hook: Some(Hook { number, priority }),
-        rules,
-    };
-    let jump = || vec![rule(vec![Expr::Verdict(Verdict::Jump("services".into()))])];
-    vec![
-        Chain {
-            name: "services".into(),
-            hook: None,
-            rules: services(context),
-        },
-        base("prerouting", NF_INET_PRE_ROUTING, -100, jump()),
-        base("output", NF_INET_LOCAL_OUT, -100, jump()),
-        base("postrouting", NF_INET_POST_ROUTING, 100, postrouting(context)),
-    ]
-}
-
-fn services(context: Context<'_>) -> Vec<Rule> {
-    let by_key = |map| {
-        let (mut expressions, _) = load_key(context.family, true);
-        expressions.push(lookup(map, Some(Dreg::Verdict)));
-        rule(expressions)
-    };
-    let (node_port_key, _) = load_key(context.family, false);
-    let mut node_ports = vec![destination(context.family), lookup(Map::NodePortIps, None)];
-    node_ports.extend(node_port_key);
-    node_ports.push(lookup(Map::NodePorts, Some(Dreg::Verdict)));
-
-    let mut rules = vec![by_key(Map::Firewall), by_key(Map::Services), rule(node_ports)];
-    let live = [destination(context.family), lookup(Map::ClusterIps, None)];
-    rules.extend(reject(context.family, &live, "no such port"));
-    for range in of_family(&context.node.service_cidrs, context.family) {
-        let mut expressions = vec![destination(context.family)];
-        expressions.extend(in_range(range));
-        expressions.push(Expr::Verdict(Verdict::Drop));
-        rules.push(Rule {
-            expressions,
-            comment: "no such Service".into(),
-        });
-    }
-    rules
-}
-
-fn postrouting(context: Context<'_>) -> Vec<Rule> {
-    let bit = context.options.masquerade_bit();
-    let mut marked = vec![
-        Expr::Meta {
-            key: NFT_META_MARK,
-            dreg: 0,
-        },
-        bitwise(bit.to_ne_bytes().to_vec(), vec![0; 4]),
-        Expr::Cmp {
-            sreg: 0,
-            not: true,
-            value: vec![0; 4],
-        },
-    ];
-    marked.extend(mark(!bit, 0));
-    marked.push(Expr::Masquerade);
-
-    let length = u32::from(words(context.family)) * 4;
-    let hairpin = vec![
-        Expr::Ct {
-            key: NFT_CT_STATUS,
-            dreg: 0,
-            original: false,
-        },
-        bitwise(IPS_DST_NAT.to_ne_bytes().to_vec(), vec![0; 4]),
-        Expr::Cmp {
-            sreg: 0,
-            not: true,
-            value: vec![0; 4],
-        },
-        // Source and destination stand side by side in the header: one load for each, so that nft can name them.
-        source(context.family, 0),
-        Expr::Payload {
-            base: NFT_PAYLOAD_NETWORK_HEADER,
-            offset: destination_offset(context.family),
-            len: length,
-            dreg: words(context.family),
-        },
-        lookup(Map::Hairpin, None),
-        Expr::Masquerade,
-    ];
-    vec![
-        Rule {
-            expressions: marked,
-            comment: "marked for masquerading".into(),
-        },
-        Rule {
-            expressions: hairpin,
-            comment: "an endpoint that reached itself".into(),
-        },
-    ]
-}
-
 fn sources(ranges: &[IpNet]) -> Vec<Rule> {
     let family = ranges.first().map_or(Family::V4, |range| Family::of(&range.addr()));
     let mut rules = Vec::new();
@@ -332,194 +224,4 @@ fn sources(ranges: &[IpNet]) -> Vec<Rule> {
         comment: "not in loadBalancerSourceRanges".into(),
     });
     rules
-}
-
-// === pieces of rules ===
-
-/// Where a lookup's value goes: behind every key.
-const DATA: Register = 8;
-
-fn rule(expressions: Vec<Expr>) -> Rule {
-    Rule {
-        expressions,
-        comment: Box::default(),
-    }
-}
-
-/// Registers that an address takes.
-const fn words(family: Family) -> Register {
-    match family {
-        Family::V4 => 1,
-        Family::V6 => 4,
-    }
-}
-
-const fn destination_offset(family: Family) -> u32 {
-    match family {
-        Family::V4 => 16,
-        Family::V6 => 24,
-    }
-}
-
-fn source(family: Family, dreg: Register) -> Expr {
-    let offset = match family {
-        Family::V4 => 12,
-        Family::V6 => 8,
-    };
-    let len = u32::from(words(family)) * 4;
-    Expr::Payload {
-        base: NFT_PAYLOAD_NETWORK_HEADER,
-        offset,
-        len,
-        dreg,
-    }
-}
-
-fn destination(family: Family) -> Expr {
-    Expr::Payload {
-        base: NFT_PAYLOAD_NETWORK_HEADER,
-        offset: destination_offset(family),
-        len: u32::from(words(family)) * 4,
-        dreg: 0,
-    }
-}
-
-/// Loads a frontend's key into registers from 0 on; also yields the register behind it.
-fn load_key(family: Family, with_address: bool) -> (Vec<Expr>, Register) {
-    let mut expressions = Vec::new();
-    let mut next = 0;
-    if with_address {
-        expressions.push(destination(family));
-        next = words(family);
-    }
-    expressions.push(Expr::Meta {
-        key: NFT_META_L4PROTO,
-        dreg: next,
-    });
-    // TCP, UDP and SCTP have their destination port at the same place.
-    expressions.push(Expr::Payload {
-        base: NFT_PAYLOAD_TRANSPORT_HEADER,
-        offset: 2,
-        len: 2,
-        dreg: next + 1,
-    });
-    (expressions, next + 2)
-}
-
-fn lookup(map: Map, dreg: Option<Dreg>) -> Expr {
-    Expr::Lookup {
-        set: map.name().into(),
-        sreg: 0,
-        dreg,
-        not: false,
-    }
-}
-
-fn equals(sreg: Register, value: Vec<u8>) -> Expr {
-    Expr::Cmp {
-        sreg,
-        not: false,
-        value,
-    }
-}
-
-fn bitwise(mask: Vec<u8>, xor: Vec<u8>) -> Expr {
-    Expr::Bitwise {
-        sreg: 0,
-        dreg: 0,
-        mask,
-        xor,
-    }
-}
-
-/// `mark = (mark & and) ^ xor`: other bits of the mark stay as they are.
-fn mark(and: u32, xor: u32) -> [Expr; 3] {
-    [
-        Expr::Meta {
-            key: NFT_META_MARK,
-            dreg: 0,
-        },
-        bitwise(and.to_ne_bytes().to_vec(), xor.to_ne_bytes().to_vec()),
-        Expr::MetaSet {
-            key: NFT_META_MARK,
-            sreg: 0,
-        },
-    ]
-}
-
-/// Goes on when the address in register 0 is in the range.
-fn in_range(range: IpNet) -> Vec<Expr> {
-    let (network, mask) = match range {
-        IpNet::V4(range) => (range.network().octets().to_vec(), range.netmask().octets().to_vec()),
-        IpNet::V6(range) => (range.network().octets().to_vec(), range.netmask().octets().to_vec()),
-    };
-    if range.prefix_len() == range.max_prefix_len() {
-        return vec![equals(0, network)];
-    }
-    let zeros = vec![0; mask.len()];
-    vec![bitwise(mask, zeros), equals(0, network)]
-}
-
-fn of_family(ranges: &[IpNet], family: Family) -> impl Iterator<Item = IpNet> + '_ {
-    let same = move |range: &IpNet| Family::of(&range.addr()) == family;
-    ranges.iter().copied().filter(same)
-}
-
-/// Matches that together hold for pods: one rule for each.
-fn pods(context: Context<'_>) -> Vec<Vec<Expr>> {
-    let interface = |mut name: Vec<u8>, exact: bool| {
-        if name.is_empty() {
-            return Vec::new();
-        }
-        // IFNAMSIZ: an exact name is compared with its padding.
-        name.truncate(15);
-        if exact {
-            name.resize(16, 0);
-        }
-        vec![vec![
-            Expr::Meta {
-                key: NFT_META_IIFNAME,
-                dreg: 0,
-            },
-            equals(0, name),
-        ]]
-    };
-    match &context.node.pods {
-        Pods::Unknown => Vec::new(),
-        Pods::Cidrs(ranges) => of_family(ranges, context.family)
-            .map(|range| {
-                std::iter::once(source(context.family, 0))
-                    .chain(in_range(range))
-                    .collect()
-            })
-            .collect(),
-        Pods::Interface(name) => interface(name.as_bytes().to_vec(), true),
-        Pods::InterfacePrefix(prefix) => interface(prefix.as_bytes().to_vec(), false),
-    }
-}
-
-/// Refuses at once: TCP by a reset, everything else by port unreachable.
-fn reject(family: Family, matching: &[Expr], who: &str) -> [Rule; 2] {
-    let mut tcp = matching.to_vec();
-    tcp.push(Expr::Meta {
-        key: NFT_META_L4PROTO,
-        dreg: 0,
-    });
-    tcp.push(equals(0, vec![libc::IPPROTO_TCP as u8]));
-    tcp.push(Expr::Reject {
-        tcp_reset: true,
-        code: 0,
-    });
-    let mut others = matching.to_vec();
-    others.push(Expr::Reject {
-        tcp_reset: false,
-        code: match family {
-            Family::V4 => ICMP_PORT_UNREACH,
-            Family::V6 => ICMPV6_PORT_UNREACH,
-        },
-    });
-    [tcp, others].map(|expressions| Rule {
-        expressions,
-        comment: who.into(),
-    })
 }

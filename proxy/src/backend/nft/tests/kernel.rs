@@ -434,3 +434,107 @@ fn one_endpoint_among_10_000_services_is_a_constant_number_of_elements() {
         println!("adopted in {:?}", start.elapsed());
     });
 }
+
+/// A pod in a network namespace of its own, behind a link to the calling thread's.
+struct Pod {
+    work: std::sync::mpsc::Sender<Box<dyn FnOnce() + Send>>,
+}
+
+impl Pod {
+    fn new(name: &str, address: &str, gateway: &str) -> Self {
+        let (work, received) = std::sync::mpsc::channel::<Box<dyn FnOnce() + Send>>();
+        let (told, id) = std::sync::mpsc::channel();
+        thread::spawn(move || {
+            // SAFETY: changes the network namespace of this thread only; gettid cannot fail.
+            let thread_id = unsafe {
+                assert_eq!(libc::unshare(libc::CLONE_NEWNET), 0);
+                libc::gettid()
+            };
+            told.send(thread_id).unwrap();
+            received.into_iter().for_each(|work| work());
+        });
+        let id = id.recv().unwrap().to_string();
+        run(
+            "ip",
+            &[
+                "link", "add", name, "type", "veth", "peer", "name", "eth0", "netns", &id,
+            ],
+        );
+        run("ip", &["address", "add", gateway, "peer", address, "dev", name]);
+        run("ip", &["link", "set", name, "up"]);
+        let pod = Self { work };
+        let (address, gateway) = (address.to_owned(), gateway.to_owned());
+        pod.run(move || {
+            run("ip", &["link", "set", "lo", "up"]);
+            run("ip", &["address", "add", &address, "peer", &gateway, "dev", "eth0"]);
+            run("ip", &["link", "set", "eth0", "up"]);
+            run("ip", &["route", "add", "default", "via", &gateway]);
+        });
+        pod
+    }
+
+    /// Does something in the pod.
+    fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
+        let (told, answer) = std::sync::mpsc::channel();
+        self.work.send(Box::new(move || told.send(work()).unwrap())).unwrap();
+        answer.recv().unwrap()
+    }
+}
+
+/// A server that tells each client the address that it sees.
+fn echo_source(address: &str) -> SocketAddr {
+    let listener = TcpListener::bind((ip(address), 0)).unwrap();
+    let bound = listener.local_addr().unwrap();
+    thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let source = stream.peer_addr().unwrap().ip().to_string();
+            let _ = stream.write_all(source.as_bytes());
+        }
+    });
+    bound
+}
+
+#[test]
+fn pods_keep_their_address_unless_they_reach_themselves() {
+    in_namespace(|| {
+        be_the_node();
+        std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap();
+        let a = Pod::new("pod-a", "10.244.1.11", "10.244.1.1");
+        let b = Pod::new("pod-b", "10.244.1.12", "10.244.1.1");
+        let server = a.run(|| echo_source("10.244.1.11"));
+        let (mut backend, _) = backend();
+        let here = format!("{server}*");
+        let web = service("web", &[&here])
+            .cluster_ip("10.96.0.1", 80)
+            .at(
+                FrontendKind::NodePort,
+                None,
+                30080,
+                Routes::same(to(EndpointSet::Cluster, true)),
+            )
+            .at(FrontendKind::LoadBalancerIp, Some("203.0.113.1"), 80, internal())
+            .only_from(&["10.244.1.12/32"]);
+        let none = service("none", &[]).at(
+            FrontendKind::ClusterIp,
+            Some("10.96.0.12"),
+            80,
+            Routes::same(Verdict::Reject),
+        );
+        backend.apply(&complete(vec![web.0, none.0])).unwrap();
+
+        let check = |pod: &Pod, to: &'static str, wanted: Result<&str, io::ErrorKind>| {
+            let heard = pod.run(move || ask(to).map_err(|error| error.kind()));
+            assert_eq!(heard.as_deref(), wanted.as_deref(), "{to}");
+        };
+        check(&b, "10.96.0.1:80", Ok("10.244.1.12"));
+        check(&a, "10.96.0.1:80", Ok("10.244.1.1"));
+        check(&b, "172.18.0.1:30080", Ok("10.244.1.1"));
+        check(&b, "203.0.113.1:80", Ok("10.244.1.12"));
+        check(&a, "203.0.113.1:80", Err(io::ErrorKind::TimedOut));
+        for _ in 0..10 {
+            check(&b, "10.96.0.1:81", Err(io::ErrorKind::ConnectionRefused));
+            check(&b, "10.96.0.12:80", Err(io::ErrorKind::ConnectionRefused));
+        }
+        check(&b, "10.96.0.99:80", Err(io::ErrorKind::TimedOut));
+    });
+}
