@@ -1,6 +1,7 @@
 //! The command line: kube-proxy's names where it has one.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -103,6 +104,9 @@ pub enum BackendChoice {
     /// Kernel rules over netlink (Linux, needs CAP_NET_ADMIN)
     #[value(alias = "nftables")]
     Nft,
+    /// Not in this version
+    #[value(hide = true)]
+    Ebpf,
     /// Relays in this process: any operating system, no privilege; backends see this node's address
     Userspace,
 }
@@ -123,6 +127,12 @@ pub struct RunArgs {
     /// Send PROXY protocol v2 to endpoints (userspace backend only; every endpoint must expect it)
     #[arg(long)]
     pub proxy_protocol: bool,
+    /// The node's cgroup2 directory; only the eBPF backend, which this version lacks, looks at it
+    #[arg(long, value_name = "DIR", hide = true)]
+    pub cgroup: Option<PathBuf>,
+    /// Where maps and links are pinned; only the eBPF backend, which this version lacks, looks at it
+    #[arg(long, value_name = "DIR", hide = true)]
+    pub bpffs: Option<PathBuf>,
     /// Where /healthz and /livez are served
     #[arg(long, value_name = "ADDR:PORT", default_value = "0.0.0.0:10256")]
     pub healthz_bind_address: SocketAddr,

@@ -117,6 +117,7 @@ async fn serve(routes: Admin, address: SocketAddr, flag: &'static str, stop: Can
 fn choose_backend(args: &RunArgs, disturbed: mpsc::Sender<Disturbance>) -> anyhow::Result<Box<dyn Backend>> {
     match args.backend {
         BackendChoice::Userspace => Ok(Box::new(userspace(args))),
+        BackendChoice::Ebpf => anyhow::bail!("--backend ebpf: this version has nft and userspace"),
         BackendChoice::Nft => kernel::nft(args, disturbed),
         BackendChoice::Auto => match kernel::probe() {
             Ok(()) => {
