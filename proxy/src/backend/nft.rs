@@ -41,9 +41,6 @@ use super::{Backend, BackendError, Change, Disturbance, Report};
 /// How often a change is tried again without the Services that the kernel refused.
 const ROUNDS: usize = 16;
 
-/// Changes of this many Services are programmed while nobody listens.
-const LARGE: usize = 200;
-
 /// Choices of the operator.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NftOptions {
@@ -72,7 +69,6 @@ impl NftOptions {
 /// The nftables backend of one network namespace.
 pub struct NftBackend {
     programmer: Programmer<Netlink>,
-    monitor: Monitor,
 }
 
 // === impl NftBackend ===
@@ -87,8 +83,7 @@ impl NftBackend {
         let socket = Socket::open()?;
         let monitor = Monitor::start(&options.table, socket.port_id()?, disturbances)?;
         Ok(Self {
-            programmer: Programmer::new(Netlink { socket }, options),
-            monitor,
+            programmer: Programmer::new(Netlink { socket, monitor }, options),
         })
     }
 }
@@ -99,27 +94,7 @@ impl Backend for NftBackend {
     }
 
     fn apply(&mut self, change: &Change) -> Result<Report, BackendError> {
-        if !change.complete && change.plans.len() + change.removed.len() < LARGE {
-            return self.programmer.apply(change);
-        }
-        // News of a large batch of our own would overrun the monitor. While it is deaf the number of the ruleset tells
-        // whether anyone else changed something.
-        let system = |source| BackendError::System {
-            what: "cannot watch our tables".into(),
-            source,
-        };
-        let before = self.programmer.kernel.generation().map_err(system)?;
-        self.monitor.pause().map_err(system)?;
-        let result = self.programmer.apply(change);
-        self.monitor.resume().map_err(system)?;
-        let after = self.programmer.kernel.generation().map_err(system)?;
-        if let Ok(report) = &result
-            && after.wrapping_sub(before) != u32::from(report.messages > 0)
-        {
-            self.monitor
-                .report("someone else changed the ruleset while we did".into());
-        }
-        result
+        self.programmer.apply(change)
     }
 
     fn status(&self) -> Vec<(String, String)> {
@@ -127,7 +102,7 @@ impl Backend for NftBackend {
     }
 
     fn stop(&mut self) {
-        self.monitor.stop();
+        self.programmer.kernel.monitor.stop();
     }
 }
 
@@ -183,6 +158,8 @@ impl<K: Kernel> Programmer<K> {
     /// Observes, then changes what differs.
     fn apply_complete(&mut self, change: &Change) -> Result<(Report, Vec<(ServiceName, String)>), BackendError> {
         self.known = false;
+        // What is thrown away makes room for what is read.
+        self.mirror = Mirror::default();
         let node = change.node.clone().unwrap_or_default();
         let mut refused: Vec<(ServiceName, String)> = Vec::new();
         let mut rebuild = false;

@@ -35,15 +35,20 @@ pub(crate) struct Size {
     pub(crate) removed: usize,
 }
 
-/// Sorts entries by place. Of several at one place the first stays.
+/// Sorts entries by place. Of several at one place that of the first owner stays.
 pub(crate) fn sort(entries: &mut Vec<Entry>) {
-    entries.sort_by_key(|entry| entry.place);
+    entries.sort_unstable_by_key(|entry| (entry.place, entry.owner));
     entries.dedup_by_key(|entry| entry.place);
 }
 
 impl Difference {
     /// Adds what makes `after` of `before`. Both are sorted.
     pub(crate) fn entries(&mut self, before: Vec<Entry>, after: Vec<Entry>) {
+        if before.is_empty() && self.add.is_empty() {
+            // A first load: do not move a hundred thousand entries about.
+            self.add = after;
+            return;
+        }
         let mut before = before.into_iter().peekable();
         for wanted in after {
             while let Some(gone) = before.next_if(|old| old.place < wanted.place) {

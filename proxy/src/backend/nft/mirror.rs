@@ -262,9 +262,12 @@ impl Mirror {
                 .chain(specs.map(|(_, (_, spec))| spec.chain(context)))
                 .collect();
             match observed {
-                Some(observed) if observed.is_usable(&wanted) => {
+                Some(mut observed) if observed.is_usable(&wanted) => {
                     difference.chains(family, &observed.chains, wanted);
-                    found.extend(observed.entries);
+                    match found.is_empty() {
+                        true => found = observed.entries,
+                        false => found.append(&mut observed.entries),
+                    }
                 }
                 observed => {
                     difference.delete_tables.extend(observed.is_some().then_some(family));

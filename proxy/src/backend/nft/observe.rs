@@ -5,9 +5,10 @@ use std::io;
 use portolan_model::Family;
 
 use super::entries::{Entry, Place};
+use super::monitor::Monitor;
 use super::netlink::batch::{Batch, BatchError};
 use super::netlink::dump::generation;
-use super::netlink::object::{Chain, Table};
+use super::netlink::object::{Chain, Element, Table};
 use super::netlink::socket::Socket;
 use super::schema::{Map, family_number};
 
@@ -31,22 +32,32 @@ pub(crate) trait Kernel: Send {
     fn observe(&mut self, family: Family, table: &str) -> io::Result<Option<Observed>>;
 }
 
-/// The kernel of the network namespace in which the socket was opened.
+/// News of a batch of this many bytes could overrun the monitor.
+const LARGE: usize = 1 << 20;
+
+/// The kernel of the network namespace in which the sockets were opened.
 #[derive(Debug)]
 pub(crate) struct Netlink {
     pub(crate) socket: Socket,
-}
-
-impl Netlink {
-    /// The number of the ruleset.
-    pub(crate) fn generation(&mut self) -> io::Result<u32> {
-        generation(&mut self.socket)
-    }
+    pub(crate) monitor: Monitor,
 }
 
 impl Kernel for Netlink {
     fn commit(&mut self, batch: Batch) -> Result<(), BatchError> {
-        batch.commit(&mut self.socket)
+        if batch.len() < LARGE {
+            return batch.commit(&mut self.socket);
+        }
+        // While the monitor is deaf the number of the ruleset tells whether anyone else changed something.
+        let before = generation(&mut self.socket)?;
+        self.monitor.pause()?;
+        let result = batch.commit(&mut self.socket);
+        self.monitor.resume()?;
+        let after = generation(&mut self.socket)?;
+        if after.wrapping_sub(before) != u32::from(result.is_ok()) {
+            self.monitor
+                .report("someone else changed the ruleset while we did".into());
+        }
+        result
     }
 
     fn observe(&mut self, family: Family, table: &str) -> io::Result<Option<Observed>> {
@@ -72,8 +83,7 @@ impl Kernel for Netlink {
         }
         if observed.sound {
             for map in Map::ALL {
-                let elements = table.elements(socket, map.name())?;
-                observed.entries.extend(elements.into_iter().map(|element| Entry {
+                let make = |element: Element| Entry {
                     place: Place {
                         family,
                         map,
@@ -82,7 +92,8 @@ impl Kernel for Netlink {
                     data: element.data,
                     comment: element.comment.unwrap_or_default(),
                     owner: Batch::SHARED,
-                }));
+                };
+                observed.entries.append(&mut table.elements(socket, map.name(), make)?);
             }
             super::difference::sort(&mut observed.entries);
         }

@@ -94,6 +94,11 @@ impl Batch {
         self.starts.len()
     }
 
+    /// How many bytes there are.
+    pub(crate) fn len(&self) -> usize {
+        self.buffer.len()
+    }
+
     /// Adds a message about one object.
     pub(crate) fn message(&mut self, kind: u8, flags: u16, family: u8, owner: u32, fill: impl FnOnce(&mut Writer<'_>)) {
         let start = self.open(kind, flags, family);

@@ -71,12 +71,12 @@ impl Table<'_> {
         Ok(dump(socket, NFT_MSG_GETRULE, self.family, fill, each, Vec::new)?.unwrap_or_default())
     }
 
-    /// The elements of a set.
-    pub(crate) fn elements(self, socket: &mut Socket, set: &str) -> io::Result<Vec<Element>> {
-        let each = |found: &mut Vec<Element>, message: &Message<'_>| {
+    /// The elements of a set, each as `make` wants it.
+    pub(crate) fn elements<T>(self, socket: &mut Socket, set: &str, make: impl Fn(Element) -> T) -> io::Result<Vec<T>> {
+        let each = |found: &mut Vec<T>, message: &Message<'_>| {
             let list = message.attributes().nested(NFTA_SET_ELEM_LIST_ELEMENTS);
             let elements = list.into_iter().flatten();
-            found.extend(elements.filter_map(|(_, element)| Element::parse(&Attributes::new(element))));
+            found.extend(elements.filter_map(|(_, element)| Element::parse(&Attributes::new(element)).map(&make)));
         };
         let fill = |w: &mut Writer<'_>| {
             w.text(NFTA_SET_ELEM_LIST_TABLE, self.name);
