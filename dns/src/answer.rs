@@ -48,15 +48,33 @@ pub struct Question {
 pub struct Forward {
     /// The client's question.
     pub question: Question,
-    /// Aliases of ours that lead out of our zones, in order: owner and target in wire form.
-    pub aliases: Vec<(Box<[u8]>, Box<[u8]>)>,
+    /// Aliases of ours that lead out of our zones, in order.
+    pub aliases: Vec<Alias>,
+}
+
+/// An alias of ours.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Alias {
+    /// The name that has it, in wire form.
+    pub owner: Box<[u8]>,
+    /// The name that it stands for, in wire form.
+    pub target: Box<[u8]>,
+}
+
+/// A response in the buffer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Answered {
+    /// How long it is.
+    pub length: usize,
+    /// The index of the zone that gave it; `None` for errors that no zone gave.
+    pub zone: Option<u8>,
 }
 
 /// What becomes of a query.
 #[derive(Debug)]
 pub enum Verdict {
-    /// The response is in the buffer, this long.
-    Answer(usize),
+    /// The response is in the buffer.
+    Answer(Answered),
     /// Not ours.
     Forward(Box<Forward>),
     /// Nothing may be sent: the bytes are no query.
@@ -79,7 +97,7 @@ impl Forward {
     pub fn target(&self) -> &[u8] {
         self.aliases
             .last()
-            .map_or_else(|| self.question.name.sent(), |(_, target)| target)
+            .map_or_else(|| self.question.name.sent(), |alias| &alias.target)
     }
 }
 
@@ -91,7 +109,7 @@ pub fn answer(query: &[u8], snapshot: &Snapshot, transport: Transport, rotation:
     match parse::parse(query) {
         parse::Parsed::Ignore => Verdict::Drop,
         parse::Parsed::Plain(question) => match fast::answer(&question, snapshot, transport, rotation, out) {
-            fast::Fast::Answer(length) => Verdict::Answer(length),
+            fast::Fast::Answer(answered) => Verdict::Answer(answered),
             fast::Fast::NotOurs => Verdict::Forward(Box::new(Forward {
                 question,
                 aliases: Vec::new(),

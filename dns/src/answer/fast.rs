@@ -3,11 +3,11 @@
 //! Names inside the response point into the question wherever DNS allows it, so an answer carries the letter case of
 //! its question, and only what a question does not say is copied.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::edns::{OPT_LENGTH, opt_record};
 use super::parse::{CLASS_IN, HEADER};
-use super::{Question, Transport};
+use super::{Answered, Question, Transport};
 use crate::zone::config::{ZoneApex, ZoneKind};
 use crate::zone::records::{DNS_VERSION_TTL, NameServer, Ptr, Records, SOA_TIMERS, Srv, rotated};
 use crate::zone::{Found, Outcome, Snapshot, TYPE_A, TYPE_AAAA, TYPE_NS, TYPE_PTR, TYPE_SOA, TYPE_SRV, TYPE_TXT};
@@ -15,8 +15,8 @@ use crate::zone::{Found, Outcome, Snapshot, TYPE_A, TYPE_AAAA, TYPE_NS, TYPE_PTR
 /// What came of a question.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fast {
-    /// The response is in the buffer, this long.
-    Answer(usize),
+    /// The response is in the buffer.
+    Answer(Answered),
     /// In no zone of ours.
     NotOurs,
     /// The slow path must answer.
@@ -57,7 +57,10 @@ pub fn answer(question: &Question, snapshot: &Snapshot, transport: Transport, ro
         Outcome::NxDomain => response.negative(&mut writer, NXDOMAIN),
         _ => response.negative(&mut writer, 0),
     }
-    Fast::Answer(response.finish(writer))
+    Fast::Answer(Answered {
+        length: response.finish(writer),
+        zone: Some(zone.index),
+    })
 }
 
 const fn pointer(offset: usize) -> [u8; 2] {
@@ -84,13 +87,13 @@ impl Response<'_> {
     fn positive(&mut self, writer: &mut Writer<'_>, records: Records<'_>, rotation: u32) {
         let first = records.first(rotation);
         match records {
-            Records::A(list) => self.addresses(writer, TYPE_A, list.len(), rotated(list, first).map(|ip| ip.octets())),
+            Records::A(list) => self.addresses(writer, TYPE_A, list.len(), rotated(list, first).map(Ipv4Addr::octets)),
             Records::Aaaa(list) => {
                 self.addresses(
                     writer,
                     TYPE_AAAA,
                     list.len(),
-                    rotated(list, first).map(|ip| ip.octets()),
+                    rotated(list, first).map(Ipv6Addr::octets),
                 );
             }
             Records::Spelled(IpAddr::V4(ip)) => self.addresses(writer, TYPE_A, 1, [ip.octets()].into_iter()),
@@ -167,8 +170,8 @@ impl Response<'_> {
         writer: &mut Writer<'_>,
         label: &[u8],
         owner: [u8; 2],
-        v4: &[std::net::Ipv4Addr],
-        v6: &[std::net::Ipv6Addr],
+        v4: &[Ipv4Addr],
+        v6: &[Ipv6Addr],
     ) -> bool {
         let length = [label.len() as u8];
         let length = if label.is_empty() { &[][..] } else { &length };

@@ -13,6 +13,10 @@ const OPTION_SUBNET: u16 = 8;
 
 /// What the bytes are.
 #[derive(Debug)]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "the large variant is the usual one, and a box would be an allocation a query"
+)]
 pub enum Parsed {
     /// A query with one question of class IN, and no records but at most one OPT of version 0.
     Plain(Question),

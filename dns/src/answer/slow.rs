@@ -12,7 +12,7 @@ use hickory_proto::rr::{DNSClass, Name as ProtoName, RData, Record};
 use hickory_proto::serialize::binary::BinDecodable;
 
 use super::parse::HEADER;
-use super::{ClientEdns, Forward, Question, Transport, Verdict, edns, truncate};
+use super::{Alias, Answered, ClientEdns, Forward, Question, Transport, Verdict, edns, truncate};
 use crate::zone::config::{ZoneApex, ZoneKind};
 use crate::zone::names::{Name, Reverse, parse_reverse};
 use crate::zone::records::{DNS_VERSION_TTL, NameServer, Ptr, Records, SOA_TIMERS, Srv, rotated};
@@ -69,33 +69,39 @@ pub fn answer(query: &[u8], snapshot: &Snapshot, transport: Transport, rotation:
         return Verdict::Drop;
     }
     if header[2] & 0x78 != 0 {
-        return put(&bare(header, ResponseCode::NotImp), out);
+        return put(&bare(header, ResponseCode::NotImp), None, out);
     }
     if header[4..6] != [0, 1] {
-        return put(&bare(header, ResponseCode::FormErr), out);
+        return put(&bare(header, ResponseCode::FormErr), None, out);
     }
     let Some((question, class, version)) = Message::from_vec(query).ok().and_then(|message| read(&message)) else {
-        return put(&bare(header, ResponseCode::FormErr), out);
+        return put(&bare(header, ResponseCode::FormErr), None, out);
     };
     let limit = question.limit(transport).min(out.len());
     let reply = |code| truncate::encode(response(&question, class, code), limit);
     if version > 0 {
-        return put(&reply(ResponseCode::BADVERS), out);
+        return put(&reply(ResponseCode::BADVERS), None, out);
     }
     if class != DNSClass::IN {
-        return put(&reply(ResponseCode::Refused), out);
+        return put(&reply(ResponseCode::Refused), None, out);
     }
     match resolve(&question, snapshot, rotation) {
-        Resolved::Message(message) => put(&truncate::encode(*message, limit), out),
+        Resolved::Message(message) => {
+            let zone = snapshot.config.zone_of(&question.name).map(|zone| zone.index);
+            put(&truncate::encode(*message, limit), zone, out)
+        }
         Resolved::Elsewhere(aliases) => Verdict::Forward(Box::new(Forward { question, aliases })),
     }
 }
 
-fn put(bytes: &[u8], out: &mut [u8]) -> Verdict {
+fn put(bytes: &[u8], zone: Option<u8>, out: &mut [u8]) -> Verdict {
     match out.get_mut(..bytes.len()) {
         Some(place) => {
             place.copy_from_slice(bytes);
-            Verdict::Answer(bytes.len())
+            Verdict::Answer(Answered {
+                length: bytes.len(),
+                zone,
+            })
         }
         None => Verdict::Drop,
     }
@@ -134,7 +140,7 @@ fn read(message: &Message) -> Option<(Question, DNSClass, u8)> {
 
 fn wire_name(name: &ProtoName) -> Option<Name> {
     let mut wire = Vec::with_capacity(name.len() + 1);
-    for label in name.iter() {
+    for label in name {
         crate::zone::names::push_label(&mut wire, label).ok()?;
     }
     wire.push(0);
@@ -179,7 +185,7 @@ pub fn failure(question: &Question, code: ResponseCode, ede: Ede) -> Message {
 enum Resolved {
     Message(Box<Message>),
     /// Aliases that lead out of our zones; none when the question itself is not ours.
-    Elsewhere(Vec<(Box<[u8]>, Box<[u8]>)>),
+    Elsewhere(Vec<Alias>),
 }
 
 fn resolve(question: &Question, snapshot: &Snapshot, rotation: u32) -> Resolved {
@@ -206,7 +212,10 @@ fn resolve(question: &Question, snapshot: &Snapshot, rotation: u32) -> Resolved 
             Outcome::Cname(target) => {
                 message.add_answer(writer.alias(target));
                 let Ok(next) = Name::from_wire(target) else { break };
-                aliases.push((name.sent().into(), target.into()));
+                aliases.push(Alias {
+                    owner: name.sent().into(),
+                    target: target.into(),
+                });
                 if question.qtype == TYPE_CNAME {
                     break;
                 }
@@ -237,9 +246,9 @@ pub fn relay(forward: &Forward, ttl: u32, upstream: &Message) -> Message {
     let mut message = response(&forward.question, DNSClass::IN, upstream.metadata.response_code);
     // AA speaks of the first owner name, which is ours (RFC 1035 section 4.1.1).
     message.metadata.authoritative = true;
-    for (owner, target) in &forward.aliases {
-        let data = RData::CNAME(CNAME(proto_name(target)));
-        message.add_answer(Record::from_rdata(proto_name(owner), ttl, data));
+    for alias in &forward.aliases {
+        let data = RData::CNAME(CNAME(proto_name(&alias.target)));
+        message.add_answer(Record::from_rdata(proto_name(&alias.owner), ttl, data));
     }
     message.add_answers(upstream.answers.iter().cloned());
     message.add_authorities(upstream.authorities.iter().cloned());

@@ -38,6 +38,8 @@ pub struct ZoneApex {
     pub labels: usize,
     /// What it holds.
     pub kind: ZoneKind,
+    /// Its place in [`ZoneConfig::zones`].
+    pub index: u8,
 }
 
 /// The configuration of all zones.
@@ -75,11 +77,19 @@ impl ZoneConfig {
         for (text, kind) in named.chain([("in-addr.arpa", fallthrough), ("ip6.arpa", fallthrough)]) {
             let wire = wire_from_text(&text.to_ascii_lowercase()).map_err(|e| (text.to_owned(), e))?;
             let labels = Name::from_wire(&wire).map_err(|e| (text.to_owned(), e))?.labels();
-            zones.push(ZoneApex { wire, labels, kind });
+            zones.push(ZoneApex {
+                wire,
+                labels,
+                kind,
+                index: 0,
+            });
         }
         let primary = zones.first().map(|zone| zone.wire.clone()).unwrap_or_default();
         zones.sort_by_key(|zone| std::cmp::Reverse(zone.labels));
         zones.dedup_by(|a, b| a.wire == b.wire);
+        for (index, zone) in (0..=u8::MAX).zip(&mut zones) {
+            zone.index = index;
+        }
         Ok(Self {
             zones,
             primary,

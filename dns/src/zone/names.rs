@@ -305,17 +305,17 @@ fn parse_in_addr(name: &Name, labels: usize) -> Reverse {
     if labels > octets.len() {
         return Reverse::None;
     }
-    for i in 0..labels {
+    for (i, octet) in octets.iter_mut().enumerate().take(labels) {
         let label = name.label(labels - 1 - i);
         let plain = label.iter().all(u8::is_ascii_digit) && (label.len() == 1 || label.first() != Some(&b'0'));
-        let Some(octet) = std::str::from_utf8(label)
+        let Some(value) = std::str::from_utf8(label)
             .ok()
             .filter(|_| plain)
             .and_then(|text| text.parse().ok())
         else {
             return Reverse::None;
         };
-        octets[i] = octet;
+        *octet = value;
     }
     if labels == 4 {
         Reverse::Address(Ipv4Addr::from(octets).into())

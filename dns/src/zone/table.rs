@@ -121,7 +121,7 @@ impl Snapshot {
         let shared = old.as_ref().map_or_else(|| key.clone(), |old| old.key.clone());
         for (ip, name) in before.difference(&after) {
             self.point(*ip, |list| {
-                list.retain(|ptr| ptr.service != shared || ptr.name != *name)
+                list.retain(|ptr| ptr.service != shared || ptr.name != *name);
             });
         }
         for (ip, name) in after.difference(&before) {

@@ -1,7 +1,7 @@
 //! What holds for every query and every history of changes.
 
 use hickory_proto::op::Message;
-use portolan_dns::answer::{Transport, Verdict, answer, fast, parse, slow};
+use portolan_dns::answer::{Answered, Question, Transport, Verdict, answer, fast, parse, slow};
 use portolan_dns::zone::{Snapshot, Zone};
 use portolan_model::{Delta, Event, Object, ObjectKey, World};
 use proptest::prelude::*;
@@ -55,15 +55,13 @@ fn question_type() -> impl Strategy<Value = &'static str> {
     ])
 }
 
-fn fast_answer(question: &answer_types::Question, snapshot: &Snapshot, rotation: u32) -> Option<Message> {
+fn fast_answer(question: &Question, snapshot: &Snapshot, rotation: u32) -> Option<Message> {
     let mut out = vec![0; 65_535];
     match fast::answer(question, snapshot, Transport::Tcp, rotation, &mut out) {
-        fast::Fast::Answer(length) => Some(Message::from_vec(&out[..length]).unwrap()),
+        fast::Fast::Answer(Answered { length, .. }) => Some(Message::from_vec(&out[..length]).unwrap()),
         fast::Fast::NotOurs | fast::Fast::TooHard => None,
     }
 }
-
-use portolan_dns::answer as answer_types;
 
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(4000) })]
@@ -88,7 +86,7 @@ proptest! {
         let mut out = vec![0; 65_535];
         let slow = slow::answer(&bytes, &zone, Transport::Tcp, rotation, &mut out);
         match (fast_answer(&question, &zone, rotation), slow) {
-            (Some(fast), Verdict::Answer(length)) => {
+            (Some(fast), Verdict::Answer(Answered { length, .. })) => {
                 let slow = Message::from_vec(&out[..length]).unwrap();
                 prop_assert_eq!(&fast, &slow);
                 let exact = |m: &Message| m.answers.iter().map(|r| r.name.to_ascii()).collect::<Vec<_>>();
@@ -98,7 +96,7 @@ proptest! {
                 for length in [
                     udp(fast::answer(&question, &zone, Transport::Udp, rotation, &mut out)),
                     match slow::answer(&bytes, &zone, Transport::Udp, rotation, &mut out) {
-                        Verdict::Answer(length) => Some(length),
+                        Verdict::Answer(Answered { length, .. }) => Some(length),
                         _ => None,
                     },
                 ] {
@@ -124,7 +122,7 @@ proptest! {
         let zone = shared_zone();
         let mut out = [0; 1232];
         match answer(&bytes, &zone, Transport::Udp, 1, &mut out) {
-            Verdict::Answer(length) => {
+            Verdict::Answer(Answered { length, .. }) => {
                 let reply = Message::from_vec(&out[..length]).unwrap();
                 prop_assert_eq!(reply.metadata.id, u16::from_be_bytes([bytes[0], bytes[1]]));
                 prop_assert!(out[2] & 0x80 != 0);
@@ -137,7 +135,7 @@ proptest! {
 
 fn udp(fast: fast::Fast) -> Option<usize> {
     match fast {
-        fast::Fast::Answer(length) => Some(length),
+        fast::Fast::Answer(Answered { length, .. }) => Some(length),
         fast::Fast::NotOurs | fast::Fast::TooHard => None,
     }
 }
@@ -202,7 +200,7 @@ fn dump(world: &World, snapshot: &Snapshot) -> Vec<String> {
         let bytes = query(line).to_vec().unwrap();
         let mut out = vec![0; 65_535];
         let said = match answer(&bytes, snapshot, Transport::Tcp, 0, &mut out) {
-            Verdict::Answer(length) => {
+            Verdict::Answer(Answered { length, .. }) => {
                 let mut reply = Message::from_vec(&out[..length]).unwrap();
                 reply.authorities.clear();
                 format!("{reply}")

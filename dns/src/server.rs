@@ -1,0 +1,247 @@
+//! Listens and answers: UDP in threads of its own, TCP in tasks.
+//!
+//! Ports are bound before anything else happens; queries wait in the kernel until [`Bound::serve`].
+
+mod tcp;
+mod udp;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use socket2::{Domain, Protocol, Socket, Type};
+use thiserror::Error;
+use tokio_util::sync::CancellationToken;
+
+use crate::forward::Forwarder;
+use crate::metrics::Tallies;
+use crate::zone::Snapshot;
+
+/// What UDP threads and TCP connections share.
+#[derive(Clone, Debug)]
+pub struct Shared {
+    /// What is served.
+    pub zone: Arc<ArcSwap<Snapshot>>,
+    /// Who is asked for the rest.
+    pub forwarder: Forwarder,
+    /// Where queries are counted.
+    pub tallies: Arc<Tallies>,
+}
+
+/// What to listen on.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Addresses, each for UDP and TCP.
+    pub listen: Vec<SocketAddr>,
+    /// UDP sockets and threads for each address.
+    pub threads: usize,
+    /// Bounds of TCP connections.
+    pub tcp: TcpLimits,
+}
+
+/// Bounds of TCP connections.
+#[derive(Clone, Copy, Debug)]
+pub struct TcpLimits {
+    /// Connections at a time; more are closed at once.
+    pub connections: usize,
+    /// Queries of one connection that may wait for upstreams; then no more are read.
+    pub pipelined: usize,
+    /// How long a connection may say nothing.
+    pub idle: Duration,
+}
+
+impl Default for TcpLimits {
+    fn default() -> Self {
+        Self {
+            connections: 1024,
+            pipelined: 64,
+            idle: Duration::from_secs(10),
+        }
+    }
+}
+
+/// Why an address cannot be listened on.
+#[derive(Debug, Error)]
+#[error("cannot listen on {address}/{transport}: {}", advice(*address, cause))]
+pub struct ListenError {
+    /// The address.
+    pub address: SocketAddr,
+    /// `udp` or `tcp`.
+    pub transport: &'static str,
+    /// What the kernel said.
+    pub cause: std::io::Error,
+}
+
+fn advice(address: SocketAddr, cause: &std::io::Error) -> String {
+    let port = address.port();
+    match cause.kind() {
+        std::io::ErrorKind::AddrInUse => format!(
+            "port {port} is in use by another program (`ss -lnup sport = :{port}` names it; often systemd-resolved or \
+             dnsmasq): stop that, or give --listen another address or port"
+        ),
+        std::io::ErrorKind::PermissionDenied => format!(
+            "not permitted: ports below 1024 need root or the capability NET_BIND_SERVICE; or give --listen a port \
+             such as {}",
+            u32::from(port) + 5300
+        ),
+        std::io::ErrorKind::AddrNotAvailable => "this machine has no such address".to_owned(),
+        _ => cause.to_string(),
+    }
+}
+
+/// Sockets that are bound and not served yet.
+#[derive(Debug)]
+pub struct Bound {
+    udp: Vec<std::net::UdpSocket>,
+    tcp: Vec<std::net::TcpListener>,
+    addresses: Vec<SocketAddr>,
+    options: Options,
+}
+
+/// A server that answers.
+#[derive(Debug)]
+pub struct Running {
+    threads: Vec<std::thread::JoinHandle<()>>,
+    stop: Arc<AtomicBool>,
+    shutdown: CancellationToken,
+    tasks: tokio_util::task::TaskTracker,
+}
+
+/// Binds every address for UDP and TCP.
+///
+/// # Errors
+/// Names the address that cannot be bound, why, and what to do.
+pub fn bind(options: Options) -> Result<Bound, ListenError> {
+    let (mut udp, mut tcp, mut addresses) = (Vec::new(), Vec::new(), Vec::new());
+    for wanted in &options.listen {
+        // Someone else's socket with SO_REUSEPORT must not go unnoticed: the first socket is tried without it.
+        let probe = if wanted.port() == 0 { None } else { Some(*wanted) };
+        if let Some(address) = probe {
+            bind_socket(address, Type::DGRAM, false).map_err(|cause| failed(address, "udp", cause))?;
+        }
+        let stream = bind_socket(*wanted, Type::STREAM, false).map_err(|cause| failed(*wanted, "tcp", cause))?;
+        stream.listen(1024).map_err(|cause| failed(*wanted, "tcp", cause))?;
+        let stream: std::net::TcpListener = stream.into();
+        let address = stream.local_addr().map_err(|cause| failed(*wanted, "tcp", cause))?;
+        for _ in 0..options.threads.max(1) {
+            let socket = udp::bind(address).map_err(|cause| failed(address, "udp", cause))?;
+            udp.push(socket);
+            if !cfg!(unix) {
+                break;
+            }
+        }
+        tcp.push(stream);
+        addresses.push(address);
+    }
+    Ok(Bound {
+        udp,
+        tcp,
+        addresses,
+        options,
+    })
+}
+
+fn failed(address: SocketAddr, transport: &'static str, cause: std::io::Error) -> ListenError {
+    ListenError {
+        address,
+        transport,
+        cause,
+    }
+}
+
+/// A bound socket. IPv6 sockets take no IPv4, so that `[::]` and `0.0.0.0` can both be listened on.
+fn bind_socket(address: SocketAddr, type_: Type, shared: bool) -> std::io::Result<Socket> {
+    let protocol = if type_ == Type::STREAM {
+        Protocol::TCP
+    } else {
+        Protocol::UDP
+    };
+    let socket = Socket::new(Domain::for_address(address), type_, Some(protocol))?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    #[cfg(unix)]
+    {
+        if type_ == Type::STREAM {
+            socket.set_reuse_address(true)?;
+        }
+        if shared {
+            socket.set_reuse_port(true)?;
+        }
+    }
+    #[cfg(not(unix))]
+    let _ = shared;
+    socket.bind(&address.into())?;
+    Ok(socket)
+}
+
+// === impl Bound ===
+
+impl Bound {
+    /// Where it listens; real ports where port 0 was asked for.
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
+    /// Starts to answer. Must be called inside a tokio runtime.
+    ///
+    /// # Errors
+    /// When the system gives no threads.
+    pub fn serve(self, shared: &Shared) -> std::io::Result<Running> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let shutdown = CancellationToken::new();
+        let tasks = tokio_util::task::TaskTracker::new();
+        let mut threads = Vec::new();
+        for (index, socket) in self.udp.into_iter().enumerate() {
+            let worker = udp::Worker::new(socket, shared, stop.clone(), tasks.clone())?;
+            let thread = std::thread::Builder::new().name(format!("udp-{index}"));
+            threads.push(thread.spawn(move || worker.run())?);
+        }
+        let slots = Arc::new(tokio::sync::Semaphore::new(self.options.tcp.connections));
+        for listener in self.tcp {
+            listener.set_nonblocking(true)?;
+            let listener = tokio::net::TcpListener::from_std(listener)?;
+            let server = tcp::Server {
+                shared: shared.clone(),
+                tally: shared.tallies.tally(),
+                limits: self.options.tcp,
+                slots: slots.clone(),
+                shutdown: shutdown.clone(),
+                tasks: tasks.clone(),
+            };
+            tasks.spawn(server.run(listener));
+        }
+        Ok(Running {
+            threads,
+            stop,
+            shutdown,
+            tasks,
+        })
+    }
+}
+
+// === impl Running ===
+
+impl Running {
+    /// Stops taking queries, answers those that have come, and ends. Waits at most `patience`.
+    pub async fn drain(self, patience: Duration) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.shutdown.cancel();
+        self.tasks.close();
+        let threads = tokio::task::spawn_blocking(move || {
+            for thread in self.threads {
+                // A thread that panicked has said so.
+                let _ = thread.join();
+            }
+        });
+        let all = async {
+            let _ = threads.await;
+            self.tasks.wait().await;
+        };
+        if tokio::time::timeout(patience, all).await.is_err() {
+            tracing::warn!(?patience, "some queries were still waiting for upstreams");
+        }
+    }
+}
