@@ -108,6 +108,10 @@ impl Task {
             }
             let pause = self.failed::<K>(&error, code).await?;
             tokio::time::sleep(pause).await;
+            if code == Some(410) {
+                // The watcher starts over by itself, except when the server refuses the watch instead of ending it.
+                return Ok(());
+            }
         }
         Ok(())
     }
