@@ -23,6 +23,8 @@ pub trait Site {
     fn pods(&self, service: &str) -> Result<Pods>;
     /// The addresses of a name, as a program at `from` resolves it.
     fn lookup(&self, from: &str, name: &str) -> Result<BTreeSet<IpAddr>>;
+    /// Who resolves names there, in words.
+    fn resolver(&self, from: &str) -> String;
     /// Requests from a program at `from`.
     fn get(&self, from: &str, url: &str, count: u32) -> Result<Answers>;
     /// The nodes and their addresses.
@@ -120,7 +122,7 @@ pub fn wait_until_up(site: &dyn Site, manifests: &Manifests) -> Result<()> {
 /// Every check, in an order that tells how the parts build on each other.
 pub fn run(site: &dyn Site, manifests: &Manifests, story: &mut Story) -> Result<()> {
     let client = first(site, "frontend")?;
-    story.step(&format!("names, resolved in pod {client} by the system's own resolver"));
+    story.step(&format!("names, resolved {}", site.resolver(&client)));
     let address = names(site, story, &client)?;
 
     story.step(&format!("requests, {MANY} each"));

@@ -283,6 +283,10 @@ impl Site for Nodes {
         )?)
     }
 
+    fn resolver(&self, from: &str) -> String {
+        format!("in pod {from} by the system's own resolver")
+    }
+
     fn get(&self, from: &str, url: &str, count: u32) -> Result<Answers> {
         let count = count.to_string();
         Ok(serde_json::from_str(

@@ -111,28 +111,31 @@ impl Loopback {
 
     fn start_daemons(&self) -> Result<()> {
         end_on_signals(Arc::clone(&self.daemons))?;
-        let folder = self.folder.display().to_string();
+        // Every port of both is a free one: the usual ones may be in use on a developer's machine.
         let free = || free_port().map(|address| address.to_string());
-        let (status, dns, health) = (self.status.to_string(), self.dns.to_string(), free()?);
         self.start(
             "portolan-proxy",
             &[
-                "--manifests",
-                &folder,
-                "--node-name",
-                NODE,
-                "--backend",
-                "userspace",
-                "--metrics-bind-address",
-                &status,
-                "--healthz-bind-address",
-                &health,
+                ("--node-name", NODE.to_owned()),
+                ("--backend", "userspace".to_owned()),
+                ("--metrics-bind-address", self.status.to_string()),
+                ("--healthz-bind-address", free()?),
             ],
         )?;
-        self.start("portolan-dns", &["--manifests", &folder, "--listen", &dns])
+        self.start(
+            "portolan-dns",
+            &[
+                ("--listen", self.dns.to_string()),
+                ("--health-bind-address", free()?),
+                ("--ready-bind-address", free()?),
+                ("--metrics-bind-address", free()?),
+                // Only the cluster's names are asked for, and there need not be a resolv.conf.
+                ("--upstream", free()?),
+            ],
+        )
     }
 
-    fn start(&self, name: &'static str, args: &[&str]) -> Result<()> {
+    fn start(&self, name: &'static str, flags: &[(&str, String)]) -> Result<()> {
         let program = self
             .proxy
             .with_file_name(name)
@@ -140,8 +143,9 @@ impl Loopback {
         let log = self.folder.join(format!("{name}.log"));
         let out = std::fs::File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
         let mut command = Command::new(&program);
+        command.arg("--manifests").arg(&self.folder);
         command
-            .args(args)
+            .args(flags.iter().flat_map(|(flag, value)| [*flag, value.as_str()]))
             .stdin(Stdio::null())
             .stdout(out.try_clone()?)
             .stderr(out);
@@ -236,6 +240,10 @@ impl Site for Loopback {
 
     fn lookup(&self, _: &str, name: &str) -> Result<BTreeSet<IpAddr>> {
         self.resolve(name)
+    }
+
+    fn resolver(&self, _: &str) -> String {
+        format!("as a pod's resolver does, by portolan-dns at {}", self.dns)
     }
 
     fn get(&self, _: &str, url: &str, count: u32) -> Result<Answers> {

@@ -1,9 +1,11 @@
 //! `cargo xtask cross`: the userspace backend is real on Windows, and its code is sound for macOS.
 //!
-//! The Windows program is built with everything it depends on and started under Wine; for macOS the compiler checks every
-//! type, without linking. Both need a standard library for the target: one that rustup installed
+//! The Windows programs are built with everything they depend on, and the demo on loopback runs under Wine: real relays
+//! and real answers. For macOS the compiler checks every type, without linking. Both need a standard library for the target: one that rustup installed
 //! (`rustup target add x86_64-pc-windows-gnu aarch64-apple-darwin`), or the library's source, from which cargo compiles
 //! it (`rustup component add rust-src`, or Debian's rustc-web, cargo-web and rust-web-src).
+
+mod relay;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,14 +15,17 @@ use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 
 use crate::command::{RUST, output, run, target_dir, version, which, workspace};
+use crate::demo::fresh_copy;
 use crate::suite::Tally;
 
-const PACKAGE: &str = "portolan-proxy";
+/// What a developer on such a system runs: the daemons, and the demo on loopback that needs nothing else.
+const PROGRAMS: [&str; 3] = ["portolan-proxy", "portolan-dns", "portolan-demo"];
+const PACKAGES: [&str; 3] = ["portolan-proxy", "portolan-dns", "portolan-lab"];
 
 /// A system other than Linux.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Target {
-    /// x86_64-pc-windows-gnu: build, and start the program under Wine
+    /// x86_64-pc-windows-gnu: build, and run the demo on loopback under Wine
     Windows,
     /// aarch64-apple-darwin: type-check
     Macos,
@@ -133,18 +138,25 @@ fn cross_dir() -> PathBuf {
 fn windows() -> Result<()> {
     let mut build = toolchain(Target::Windows)?.cargo("build", Target::Windows);
     build.env("CARGO_TARGET_X86_64_PC_WINDOWS_GNU_LINKER", "x86_64-w64-mingw32-gcc");
-    run(build.args(["--package", PACKAGE]))?;
-    let program = cross_dir()
-        .join(Target::Windows.triple())
-        .join("debug")
-        .join(format!("{PACKAGE}.exe"));
-    let says = output(wine()?.arg(&program).arg("--version"))?;
-    let version = env!("CARGO_PKG_VERSION");
-    if !says.contains(version) {
-        bail!("{} --version says {says:?}, without {version}", program.display());
-    }
-    println!("cross: {} runs under Wine: {}", program.display(), says.trim());
-    Ok(())
+    run(choose_programs(&mut build))?;
+    let built = cross_dir().join(Target::Windows.triple()).join("debug");
+    let mut proxy = wine()?;
+    proxy.arg(built.join("portolan-proxy.exe"));
+    relay::check(proxy, &cross_dir().join("relay"))?;
+    let folder = fresh_copy(&workspace().join("deploy/demo"), &cross_dir().join("demo"))?;
+    println!("cross: the demo on loopback, under Wine");
+    run(wine()?
+        .arg(built.join("portolan-demo.exe"))
+        .args(["loopback", "--manifests"])
+        .arg(folder))
+}
+
+/// The programs among the packages' binaries: the lab's others are for Linux.
+fn choose_programs(command: &mut Command) -> &mut Command {
+    let packages = PACKAGES.iter().flat_map(|package| ["--package", package]);
+    command
+        .args(packages)
+        .args(PROGRAMS.iter().flat_map(|program| ["--bin", program]))
 }
 
 /// Wine with a prefix of its own and with the one system library that Wine 8 lacks and Rust's standard library asks for.
@@ -180,8 +192,12 @@ fn macos() -> Result<()> {
     check
         .env("CC_aarch64_apple_darwin", cc)
         .env("AR_aarch64_apple_darwin", ar);
-    run(check.args(["--package", PACKAGE]))?;
-    println!("cross: {PACKAGE} type-checks for {}", Target::Macos.triple());
+    run(choose_programs(&mut check))?;
+    println!(
+        "cross: {} type-check for {}",
+        PROGRAMS.join(", "),
+        Target::Macos.triple()
+    );
     Ok(())
 }
 

@@ -92,7 +92,7 @@ fn become_demo(words: Vec<OsString>) -> Result<()> {
 }
 
 /// Copies the manifests to where they can be edited without changing the checkout.
-fn fresh_copy(from: &Path, to: &Path) -> Result<PathBuf> {
+pub fn fresh_copy(from: &Path, to: &Path) -> Result<PathBuf> {
     if to.exists() {
         fs::remove_dir_all(to).with_context(|| format!("cannot empty {}", to.display()))?;
     }

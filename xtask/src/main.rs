@@ -37,7 +37,7 @@ enum Command {
     /// Run every check and every test: what CI runs
     #[command(visible_alias = "ci")]
     Test(suite::Args),
-    /// Build the proxy for Windows and start it under Wine; type-check it for macOS
+    /// Run the demo on loopback under Wine, and type-check the same programs for macOS
     Cross(cross::Args),
     /// Check the rules of the code base that no compiler checks
     Tidy,

@@ -154,7 +154,7 @@ static STEPS: &[Step] = &[
     },
     Step {
         name: "cross",
-        what: "the proxy for Windows, started under Wine, and type-checked for macOS",
+        what: "the demo on loopback under Wine, and everything type-checked for macOS",
         run: || cross::main(&cross::Args::default()),
         advice: "cargo xtask cross windows, or cargo xtask cross macos; Linux-only code stays behind the backend's cfg",
     },
