@@ -1,6 +1,6 @@
 //! Sockets: how listeners are bound and connections are tuned. Everything here works on every system std knows.
 
-use std::io;
+use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
@@ -30,8 +30,12 @@ pub(super) fn bind(protocol: Protocol, address: SocketAddr) -> io::Result<Bound>
     let stream = match protocol {
         Protocol::Tcp => true,
         Protocol::Udp => false,
-        Protocol::Sctp => return Err(io::ErrorKind::Unsupported.into()),
+        Protocol::Sctp => return Err(ErrorKind::Unsupported.into()),
     };
+    // Wine binds UDP sockets to any address.
+    if !stream && cfg!(windows) && !is_own(address.ip()) {
+        return Err(ErrorKind::AddrNotAvailable.into());
+    }
     let kind = if stream { Type::STREAM } else { Type::DGRAM };
     let socket = Socket::new(Domain::for_address(address), kind, None)?;
     socket.set_nonblocking(true)?;
@@ -78,14 +82,14 @@ pub(super) fn udp_to(endpoint: SocketAddr) -> io::Result<UdpSocket> {
 /// With `net.ipv4.ip_nonlocal_bind` set, Linux lets everyone bind everything: see [`tells_own`].
 pub(super) fn is_own(address: IpAddr) -> bool {
     let address = SocketAddr::new(address, 0);
-    // TCP: Wine binds UDP sockets to anything.
+    // By TCP, for Wine's sake as above.
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, None);
     socket.is_ok_and(|socket| socket.bind(&address.into()).is_ok())
 }
 
-/// Whether [`is_own`] can tell anything here: an address that is reserved for documentation must not be bindable.
+/// Whether [`is_own`] can tell anything here: an address of the reserved class E is nobody's.
 pub(super) fn tells_own() -> bool {
-    !is_own(Ipv4Addr::new(192, 0, 2, 1).into())
+    !is_own(Ipv4Addr::new(240, 0, 0, 1).into())
 }
 
 /// The address that stands in for a frontend's address when that is not this machine's.

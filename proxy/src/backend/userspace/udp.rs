@@ -217,9 +217,12 @@ async fn replies(frontend: Arc<Frontend>, client: SocketAddr, flow: Arc<Flow>) {
         let expires = flow.expires(&frontend.shared);
         tokio::select! {
             () = flow.ended.notified() => return,
-            reply = reply(&frontend, client, &flow) => if reply.is_err() {
-                break;
-            },
+            reply = reply(&frontend, client, &flow) => {
+                if reply.is_err() {
+                    break;
+                }
+                tokio::task::coop::consume_budget().await;
+            }
             () = sleep_until(expires) => if Instant::now() >= flow.expires(&frontend.shared) {
                 break;
             },
