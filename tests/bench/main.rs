@@ -43,6 +43,8 @@ mod scale;
 #[cfg(target_os = "linux")]
 mod site;
 #[cfg(target_os = "linux")]
+mod store;
+#[cfg(target_os = "linux")]
 mod sync;
 
 use std::path::PathBuf;

@@ -4,15 +4,15 @@
 //! bench connects to have real pods as endpoints; the others have addresses of 10.128.0.0/10, where nobody is.
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 use portolan_lab::api::ApiClient;
 use portolan_lab::lab::Pod;
 use portolan_lab::object::ObjectKey;
 use serde_json::{Value, json};
+
+use crate::store::{Record, Store};
 
 /// The namespace of all objects.
 pub const NAMESPACE: &str = "bench";
@@ -24,13 +24,16 @@ const SERVICE_PORT: u16 = 80;
 const FIRST_CLUSTER_IP: u32 = u32::from_be_bytes([10, 96, 1, 0]);
 /// Endpoints without a pod are given from here on.
 const FIRST_SILENT_ADDRESS: u32 = u32::from_be_bytes([10, 128, 0, 0]);
-/// Requests to the API server at the same time, while objects are made.
-const CONNECTIONS: usize = 8;
+/// How many Services are made in memory before they are written.
+const IN_MEMORY: usize = 1000;
+/// The label by which a slice belongs to a Service.
+const SERVICE_LABEL: &str = "kubernetes.io/service-name";
 
 /// What is on the API server.
 #[derive(Debug)]
 pub struct Scale {
     api: ApiClient,
+    store: Store,
     node: String,
     /// One more than a Service has endpoints: one of them is always left out.
     servers: Vec<Arc<Pod>>,
@@ -56,10 +59,11 @@ impl Scale {
     ///
     /// # Errors
     /// When the API server refuses the namespace.
-    pub fn new(api: ApiClient, node: &str, servers: Vec<Arc<Pod>>) -> Result<Self> {
+    pub fn new(api: ApiClient, store: Store, node: &str, servers: Vec<Arc<Pod>>) -> Result<Self> {
         api.create(&json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": NAMESPACE } }))?;
         Ok(Self {
             api,
+            store,
             node: node.to_owned(),
             servers,
             left_out: 0,
@@ -73,42 +77,28 @@ impl Scale {
         self.servers.len() - 1
     }
 
-    /// Makes Services until there are `services`; the first, the middle and the last of the new ones have real pods.
-    /// Returns how many were made a second.
+    /// Makes Services until there are `services`; the first, the middle and the last of the new ones have real pods. The
+    /// first and the last are made by the API server, all between in the likeness of the first.
     ///
     /// # Errors
-    /// When the API server refuses one.
-    pub fn grow(&mut self, services: u32) -> Result<f64> {
-        let start = Instant::now();
-        let first = self.services;
-        let last = services.saturating_sub(1);
-        let new_real = [first, first.midpoint(last), last];
-        let next = AtomicU32::new(first);
-        let failed = AtomicBool::new(false);
-        let cause = Mutex::new(None);
-        std::thread::scope(|scope| {
-            for _ in 0..CONNECTIONS {
-                scope.spawn(|| {
-                    while !failed.load(Ordering::Relaxed) {
-                        let number = next.fetch_add(1, Ordering::Relaxed);
-                        if number >= last {
-                            return;
-                        }
-                        if let Err(error) = self.create(number, new_real.contains(&number)) {
-                            failed.store(true, Ordering::Relaxed);
-                            *cause.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
-                        }
-                    }
-                });
-            }
-        });
-        if let Some(error) = cause.into_inner().unwrap_or_else(PoisonError::into_inner) {
-            return Err(error);
+    /// When the API server or etcd refuses one.
+    pub fn grow(&mut self, services: u32) -> Result<()> {
+        let (first, last) = (self.services, services.saturating_sub(1));
+        let middle = first.midpoint(last);
+        self.create(first)?;
+        let model = self.model(first)?;
+        let between: Vec<u32> = (first + 1..last).collect();
+        for numbers in between.chunks(IN_MEMORY) {
+            let records: Vec<Record> = numbers
+                .iter()
+                .flat_map(|number| self.records(&model, *number, *number == middle))
+                .collect();
+            self.store.write(&records)?;
         }
-        self.create(last, true)?;
+        self.create(last)?;
         self.services = services;
-        self.real.extend(new_real);
-        Ok(f64::from(services - first) / start.elapsed().as_secs_f64())
+        self.real.extend([first, middle, last]);
+        Ok(())
     }
 
     /// The cluster IP and port of the Service that was made last.
@@ -185,31 +175,85 @@ impl Scale {
         json!({ "addresses": [address], "conditions": { "ready": true }, "nodeName": self.node })
     }
 
-    /// Makes one Service without a selector, and its slice.
-    fn create(&self, number: u32, real: bool) -> Result<()> {
+    /// Lets the API server make one Service without a selector, and its slice with real pods.
+    fn create(&self, number: u32) -> Result<()> {
         let name = service_name(number);
-        let metadata = json!({ "namespace": NAMESPACE, "name": name });
         self.api.create(&json!({
-            "apiVersion": "v1", "kind": "Service", "metadata": metadata,
+            "apiVersion": "v1", "kind": "Service", "metadata": { "namespace": NAMESPACE, "name": name },
             "spec": {
                 "clusterIP": cluster_ip(number), "ipFamilyPolicy": "SingleStack", "ipFamilies": ["IPv4"],
                 "ports": [{ "name": "http", "protocol": "TCP", "port": SERVICE_PORT, "targetPort": SERVER_PORT }],
             },
         }))?;
-        let endpoints = if real {
-            self.real_endpoints()
-        } else {
-            self.silent_endpoints(number)
-        };
         self.api.create(&json!({
             "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
             "metadata": { "namespace": NAMESPACE, "name": name, "labels": {
-                "kubernetes.io/service-name": name, "endpointslice.kubernetes.io/managed-by": "portolan-bench",
+                SERVICE_LABEL: name, "endpointslice.kubernetes.io/managed-by": "portolan-bench",
             }},
             "ports": [{ "name": "http", "protocol": "TCP", "port": SERVER_PORT }],
-            "endpoints": endpoints,
+            "endpoints": self.real_endpoints(),
         }))
     }
+
+    /// What the API server has stored for a Service that it made.
+    fn model(&self, number: u32) -> Result<Model> {
+        let get = |path: String| -> Result<Value> {
+            let mut object: Value = serde_json::from_str(&self.api.get_text(&path)?)?;
+            // It is not stored: whoever reads gets the store's own revision.
+            if let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut) {
+                metadata.remove("resourceVersion");
+            }
+            Ok(object)
+        };
+        let name = service_name(number);
+        Ok(Model {
+            service: get(format!("/api/v1/namespaces/{NAMESPACE}/services/{name}"))?,
+            slice: get(format!(
+                "/apis/discovery.k8s.io/v1/namespaces/{NAMESPACE}/endpointslices/{name}"
+            ))?,
+            address: get(format!("/apis/networking.k8s.io/v1/ipaddresses/{}", cluster_ip(number)))?,
+        })
+    }
+
+    /// One more Service in the likeness of `model`, with all that belongs to it.
+    fn records(&self, model: &Model, number: u32, real: bool) -> [Record; 3] {
+        let (name, ip) = (service_name(number), cluster_ip(number));
+        let mut service = model.service.clone();
+        service["metadata"]["name"] = json!(name);
+        service["metadata"]["uid"] = json!(uid(1, number));
+        service["spec"]["clusterIP"] = json!(ip);
+        service["spec"]["clusterIPs"] = json!([ip]);
+        let mut slice = model.slice.clone();
+        slice["metadata"]["name"] = json!(name);
+        slice["metadata"]["uid"] = json!(uid(2, number));
+        slice["metadata"]["labels"][SERVICE_LABEL] = json!(name);
+        slice["endpoints"] = json!(if real {
+            self.real_endpoints()
+        } else {
+            self.silent_endpoints(number)
+        });
+        let mut address = model.address.clone();
+        address["metadata"]["name"] = json!(ip);
+        address["metadata"]["uid"] = json!(uid(3, number));
+        address["spec"]["parentRef"]["name"] = json!(name);
+        let record = |key, object| Record { key, object };
+        [
+            record(format!("/registry/ipaddresses/{ip}"), address),
+            record(format!("/registry/services/specs/{NAMESPACE}/{name}"), service),
+            record(format!("/registry/endpointslices/{NAMESPACE}/{name}"), slice),
+        ]
+    }
+}
+
+/// What the API server stores for one Service.
+struct Model {
+    service: Value,
+    slice: Value,
+    address: Value,
+}
+
+fn uid(kind: u32, number: u32) -> String {
+    format!("{kind:08x}-0000-4000-8000-{number:012x}")
 }
 
 /// Names sort as the numbers do.

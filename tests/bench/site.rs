@@ -14,6 +14,7 @@ use portolan_lab::subject::ProxySubject;
 
 use crate::meter::{self, Meter};
 use crate::scale::{NAMESPACE, SERVER_PORT, Scale};
+use crate::store::Store;
 use crate::{Options, What, client};
 
 /// The node that the servers run on; it has no proxy.
@@ -85,7 +86,9 @@ impl Site {
         };
         let seats = subjects.into_iter().enumerate().map(seat).collect::<Result<_>>()?;
         let plane = cluster.control_plane().context("the cluster has no control plane")?;
-        let scale = Scale::new(plane.api().clone(), SERVER_NODE, servers)?;
+        let host = cluster.lab().control_plane().context("the lab has no control plane")?;
+        let store = Store::new(Arc::clone(&host.place.netns));
+        let scale = Scale::new(plane.api().clone(), store, SERVER_NODE, servers)?;
         let site = Self {
             scale,
             seats,
@@ -101,9 +104,9 @@ impl Site {
     /// # Errors
     /// When the API server refuses one.
     pub fn grow(&mut self, services: u32) -> Result<()> {
-        let rate = self.scale.grow(services)?;
+        self.scale.grow(services)?;
         self.say(&format!(
-            "{services} Services x {} endpoints are on the API server ({rate:.0} a second)",
+            "{services} Services x {} endpoints are on the API server",
             self.scale.endpoints()
         ));
         Ok(())
