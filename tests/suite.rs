@@ -131,6 +131,7 @@ fn batches(options: &Options, scenarios: &[Scenario]) -> Result<Vec<Batch>> {
             let wanted = |s: &&Scenario| {
                 (options.filter.is_empty() || options.filter.iter().any(|part| s.name.contains(part.as_str())))
                     && !s.except.contains_key(&proxy)
+                    && !(api && s.manifests_only)
                     && !(dns == DnsSubject::None && s.needs_dns())
             };
             let scenarios: VecDeque<Scenario> = scenarios.iter().filter(wanted).cloned().collect();

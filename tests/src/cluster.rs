@@ -100,6 +100,18 @@ impl Cluster {
         }
     }
 
+    /// Knows an object that a file of the folder holds already, written by somebody else: it is not stored a second time.
+    /// Without effect when the objects are kept by an API server.
+    ///
+    /// # Errors
+    /// When it has no kind or name, or the kind is unknown here.
+    pub fn adopt(&self, object: &Value) -> Result<()> {
+        if let Store::Manifests { objects, .. } = &self.store {
+            lock(objects).insert(ObjectKey::of(object)?, object.clone());
+        }
+        Ok(())
+    }
+
     /// Creates an object or makes it what `object` says. A pod that names a node runs when this returns; the namespace is
     /// made when it is missing.
     ///

@@ -8,6 +8,7 @@ pub mod connect;
 pub mod dns;
 pub mod hold;
 pub mod http;
+pub mod ping;
 pub mod serve;
 
 use std::collections::BTreeMap;

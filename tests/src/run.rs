@@ -23,7 +23,7 @@ use crate::probe;
 use crate::process::{Process, wait_until};
 use crate::scenario::check::Check;
 use crate::scenario::{Action, DaemonAction, Scenario};
-use crate::subject::{DnsSubject, ProxySubject, dns_service};
+use crate::subject::{DnsSubject, ProxySubject, Source, dns_service};
 
 use self::opened::{Kind, Opened};
 
@@ -187,13 +187,7 @@ impl Session {
             Action::Daemon(list) => list
                 .iter()
                 .try_for_each(|(name, action)| self.act_on_daemon(name, *action)),
-            Action::Run(list) => list.iter().try_for_each(|(name, text)| {
-                self.cluster
-                    .lab()
-                    .place(name)?
-                    .output("sh", ["-ec", text.as_str()])
-                    .map(drop)
-            }),
+            Action::Run(list) => list.iter().try_for_each(|(name, text)| self.run_shell(name, text)),
             Action::Pause(duration) => {
                 std::thread::sleep(*duration);
                 Ok(())
@@ -228,6 +222,24 @@ impl Session {
             })
             .with_context(|| check.to_string())?;
         }
+        Ok(())
+    }
+
+    /// Runs shell text in a namespace. `MANIFESTS` holds the folder of manifests, where there is one.
+    fn run_shell(&self, place: &str, text: &str) -> Result<()> {
+        let mut command = self.cluster.lab().place(place)?.command("sh");
+        command.args(["-ec", text]).stdin(Stdio::null());
+        if let Source::Manifests(dir) = self.cluster.source() {
+            command.env("MANIFESTS", dir);
+        }
+        let output = command.output().context("sh cannot be started")?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(
+            output.status.success(),
+            "{text:?} on {place}: {}: {}",
+            output.status,
+            said.trim()
+        );
         Ok(())
     }
 

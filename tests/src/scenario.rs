@@ -31,6 +31,8 @@ pub struct Scenario {
     pub covers: Vec<String>,
     /// Subjects that cannot carry it, and why.
     pub except: BTreeMap<ProxySubject, String>,
+    /// Whether it only makes sense with a folder of manifests.
+    pub manifests_only: bool,
     /// Objects that exist before the first step.
     pub objects: Vec<Value>,
     /// Servers on machines instead of in pods: machine and ports.
@@ -95,6 +97,8 @@ struct File {
     covers: Vec<String>,
     #[serde(default)]
     except: BTreeMap<String, String>,
+    #[serde(default)]
+    manifests_only: bool,
     #[serde(default)]
     pods: BTreeMap<String, PodLine>,
     #[serde(default)]
@@ -203,6 +207,7 @@ impl Scenario {
             title: file.scenario,
             covers: file.covers,
             except: subjects(file.except)?,
+            manifests_only: file.manifests_only,
             objects,
             steps: steps?,
         })

@@ -161,8 +161,16 @@ impl ProxySubject {
         flag("--healthz-bind-address", "0.0.0.0:10256".into());
         flag("--metrics-bind-address", "127.0.0.1:10249".into());
         if self == Self::Ebpf {
-            flag("--cgroup", node.place.cgroup.clone().context("a node has a cgroup")?.into());
-            flag("--bpffs", Path::new("/sys/fs/bpf").join(format!("{}-{}", lab.id(), node.name)).into());
+            flag(
+                "--cgroup",
+                node.place.cgroup.clone().context("a node has a cgroup")?.into(),
+            );
+            flag(
+                "--bpffs",
+                Path::new("/sys/fs/bpf")
+                    .join(format!("{}-{}", lab.id(), node.name))
+                    .into(),
+            );
         }
         Ok((program, args))
     }
@@ -230,16 +238,10 @@ impl DnsSubject {
                     .context("build it with `cargo build -p portolan-dns` or name another one")?;
                 let mut args: Vec<OsString> = vec!["run".into()];
                 args.extend(source.args("portolan-dns"));
-                for flag in [
-                    "--listen",
-                    "0.0.0.0:53",
-                    "--listen",
-                    "[::]:53",
-                    "--cluster-domain",
-                    "cluster.local",
-                ] {
-                    args.push(flag.into());
-                }
+                // The same TTL and pod names as CoreDNS is given below.
+                let flags =
+                    "--listen 0.0.0.0:53 --listen [::]:53 --cluster-domain cluster.local --ttl 30 --pods insecure";
+                args.extend(flags.split(' ').map(OsString::from));
                 args.extend(["--upstream".into(), upstream.to_string().into()]);
                 (program, args)
             }

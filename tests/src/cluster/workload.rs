@@ -13,7 +13,9 @@ impl Cluster {
     /// Stores a workload and makes its pods as many as it wants.
     pub(super) fn apply_workload(&self, object: &Value) -> Result<()> {
         let key = ObjectKey::of(object)?;
-        self.put(&key, object)?;
+        if self.get(&key)?.as_ref() != Some(object) {
+            self.put(&key, object)?;
+        }
         let wanted = replicas(object);
         for index in wanted..self.pods_of(&key) {
             self.set_pod(&format!("{}/{}-{index}", key.namespace, key.name), PodState::Gone)?;

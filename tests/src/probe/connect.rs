@@ -37,7 +37,7 @@ pub struct Options {
     /// Goes on after a failed attempt; otherwise the first failure ends the run.
     #[arg(long)]
     pub keep_going: bool,
-    /// Goes on until standard input is closed, whatever the count says, with this pause between attempts in milliseconds.
+    /// Goes on until standard input is closed, for the count at least, with this pause between attempts in milliseconds.
     #[arg(long)]
     pub until_stdin_closes: Option<u64>,
 }
@@ -64,7 +64,7 @@ pub fn run(options: &Options) -> Result<Report> {
             }
         }
         match options.until_stdin_closes {
-            Some(_) if stop.load(Ordering::Relaxed) => return Ok(report),
+            Some(_) if stop.load(Ordering::Relaxed) && report.attempts >= options.count => return Ok(report),
             Some(pause) => std::thread::sleep(Duration::from_millis(pause)),
             None if report.attempts >= options.count => return Ok(report),
             None => {}

@@ -21,7 +21,7 @@ const ANSWER_MS: &str = "3000";
 const SILENCE_MS: &str = "1500";
 
 impl Session {
-    /// Runs checks at the same time, each until it holds.
+    /// Runs checks, many at the same time, each until it holds.
     pub(super) fn check_all(&self, checks: &[Check], opened: &mut BTreeMap<String, Opened>) -> Result<()> {
         let (asking, looking): (Vec<_>, Vec<_>) = checks.iter().partition(|check| check.target.is_some());
         for check in looking {
@@ -30,8 +30,17 @@ impl Session {
                 .with_context(|| format!("{check}: nothing of that name is open"))?;
             self.look(check, opened).with_context(|| check.to_string())?;
         }
+        // What must fail is asked only once what must work does: before that it might fail for want of any rule.
+        let (failing, working): (Vec<_>, Vec<_>) = asking
+            .into_iter()
+            .partition(|check| matches!(check.expect, Expect::Fails(_)));
+        self.check_together(&working)?;
+        self.check_together(&failing)
+    }
+
+    fn check_together(&self, checks: &[&Check]) -> Result<()> {
         std::thread::scope(|scope| {
-            let threads: Vec<_> = asking
+            let threads: Vec<_> = checks
                 .iter()
                 .map(|check| scope.spawn(move || until(|| self.check(check)).with_context(|| check.to_string())))
                 .collect();
@@ -57,6 +66,18 @@ impl Session {
     fn check(&self, check: &Check) -> Result<()> {
         match (&check.target, &check.expect) {
             (Some(Target::Connect(connect)), expect) => self.check_connect(&check.from, connect, expect),
+            (Some(Target::Ping(host)), expect) => {
+                let mut command = self.probe(&check.from)?;
+                command.args(["ping", &self.address(host)?.to_string()]);
+                match (expect, ask::<Report>(command)?) {
+                    (Expect::Reply, report) => match report.failures.first() {
+                        Some(failure) => bail!("no reply: {}", failure.message),
+                        None => Ok(()),
+                    },
+                    (Expect::Fails(failing), report) => check_failure(*failing, &report),
+                    _ => bail!("a ping is expected to get its `reply`, or to fail"),
+                }
+            }
             (Some(Target::Http(url)), expect) => self.check_page(&check.from, url, expect),
             (
                 Some(Target::Dns {

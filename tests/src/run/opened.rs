@@ -32,7 +32,7 @@ impl Kind {
     pub(super) fn args(self) -> &'static [&'static str] {
         match self {
             Self::Connection => &["hold"],
-            Self::Traffic => &["connect", "--keep-going", "--until-stdin-closes", "2"],
+            Self::Traffic => &["connect", "--keep-going", "--until-stdin-closes", "2", "--count", "50"],
         }
     }
 }

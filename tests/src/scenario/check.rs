@@ -24,6 +24,8 @@ pub enum Target {
     Connect(Connect),
     /// A page.
     Http(String),
+    /// An echo request.
+    Ping(String),
     /// A DNS query.
     Dns {
         /// The record type.
@@ -59,6 +61,8 @@ pub enum Expect {
     Answers(Answers),
     /// The attempt fails in this way.
     Fails(Failing),
+    /// The echo reply comes.
+    Reply,
     /// A page with this status and this text in its body.
     Page {
         /// The status.
@@ -206,6 +210,7 @@ impl Target {
         let words: Vec<&str> = text.split_whitespace().collect();
         match words.as_slice() {
             ["http", url] => Ok(Self::Http(format!("http://{}", url.trim_start_matches("http://")))),
+            ["ping", host] => Ok(Self::Ping((*host).to_owned())),
             ["dns", "tcp", rest @ ..] => Self::dns(rest, true),
             ["dns", rest @ ..] => Self::dns(rest, false),
             ["udp", rest @ ..] => Connect::parse(rest, true).map(Self::Connect),
@@ -293,6 +298,7 @@ impl Expect {
                     body,
                 })
             }
+            Some(Target::Ping(_)) if text == "reply" => Ok(Self::Reply),
             _ => match Failing::parse(text) {
                 Some(failing) => Ok(Self::Fails(failing)),
                 None => Answers::parse(text).map(Self::Answers),
