@@ -4,6 +4,7 @@
 //! ([`difference`]) and hands them to the kernel in one batch for both families, so that a packet sees the old state or
 //! the new one. It touches no table but its own, runs no `nft` and walks what is programmed only in a complete change.
 
+mod affinity;
 mod claims;
 mod difference;
 mod entries;
@@ -178,7 +179,8 @@ impl<K: Kernel> Programmer<K> {
             self.mirror = Mirror::adopt(left.cloned().collect(), node.clone(), &observed);
             let difference = self.mirror.difference(observed, &self.options);
             match self.commit(&difference) {
-                Ok(report) => {
+                Ok(mut report) => {
+                    report.removed += self.forget_clients()?;
                     self.known = true;
                     return Ok((report, refused));
                 }
@@ -213,7 +215,14 @@ impl<K: Kernel> Programmer<K> {
             plans.extend(removed.map(|service| (service.clone(), None)));
             let replacement = self.mirror.replace(plans, change.node.clone(), &self.options);
             match self.commit(&replacement.difference) {
-                Ok(report) => return Ok((report, refused)),
+                Ok(mut report) => {
+                    if replacement.forget {
+                        self.known = false;
+                        report.removed += self.forget_clients()?;
+                        self.known = true;
+                    }
+                    return Ok((report, refused));
+                }
                 Err(BatchError::Io(source)) => {
                     self.known = false;
                     return Err(self.io("change the tables", source));
@@ -236,6 +245,33 @@ impl<K: Kernel> Programmer<K> {
             }
         }
         Err(BackendError::Services(refused))
+    }
+
+    /// Forgets which clients stay with endpoints that serve no more. Yields how many were forgotten.
+    fn forget_clients(&mut self) -> Result<usize, BackendError> {
+        let mut forgotten = 0;
+        for family in Family::ALL {
+            // An element that expires meanwhile makes the kernel refuse its deletion, and that of all others with it.
+            for _ in 0..ROUNDS {
+                let elements = match self.kernel.affinity(family, &self.options.table) {
+                    Ok(elements) => elements,
+                    Err(source) => return Err(self.io("read the clients of", source)),
+                };
+                let difference = Difference {
+                    remove: affinity::stale(family, &elements, self.mirror.members()),
+                    ..Difference::default()
+                };
+                match self.kernel.commit(difference.batch(&self.options.table)) {
+                    Ok(()) => {
+                        forgotten += difference.remove.len();
+                        break;
+                    }
+                    Err(BatchError::Refused(_)) => {}
+                    Err(BatchError::Io(source)) => return Err(self.io("forget clients of", source)),
+                }
+            }
+        }
+        Ok(forgotten)
     }
 
     fn observe(&mut self) -> Result<Vec<(Family, Option<Observed>)>, BackendError> {

@@ -1,11 +1,12 @@
 //! What a plan is, in elements: [`emit`] lists every element and every chain that a Service needs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use portolan_model::Family;
 use portolan_plan::{Backend, EndpointSet, Frontend, FrontendKind, NodePlan, PortPlan, ServicePlan};
 
+use super::affinity::{Affinity, Member};
 use super::claims::FrontendId;
 use super::netlink::expr::Verdict;
 use super::netlink::object::{Bytes, Data};
@@ -37,6 +38,8 @@ pub(crate) struct Needs {
     pub(crate) entries: Vec<Entry>,
     pub(crate) chains: BTreeMap<(Family, Box<str>), (usize, ChainSpec)>,
     pub(crate) shared: BTreeMap<Place, usize>,
+    /// Endpoints that clients may stay with.
+    pub(crate) members: BTreeSet<Member>,
 }
 
 impl Needs {
@@ -75,14 +78,21 @@ impl Needs {
 /// Endpoints take slots in the order in which they stand in the plan.
 pub(crate) fn emit(needs: &mut Needs, plan: &ServicePlan, owner: u32, holds: impl Fn(&FrontendId) -> bool) {
     for port in &plan.ports {
+        let affinity = Affinity::new(&plan.service, port);
         let mut used = [false; 2];
         for frontend in &port.frontends {
             if holds(&FrontendId::new(port, frontend)) {
-                let program = program(port, frontend);
+                let program = program(port, frontend, affinity);
                 used[0] |= program.uses(EndpointSet::Cluster);
                 used[1] |= program.uses(EndpointSet::Local);
                 emit_frontend(needs, plan, port, frontend, &program, owner);
             }
+        }
+        for set in [EndpointSet::Cluster, EndpointSet::Local] {
+            let affinity = affinity.filter(|_| used[usize::from(set == EndpointSet::Local)]);
+            needs
+                .members
+                .extend(affinity.into_iter().flat_map(|affinity| members(affinity, port, set)));
         }
         let cluster = port.cluster.iter().filter(|_| used[0]);
         // Endpoints of the local set are in the cluster set, too, most of the time: once is enough.
@@ -98,9 +108,22 @@ pub(crate) fn emit(needs: &mut Needs, plan: &ServicePlan, owner: u32, holds: imp
 }
 
 /// The program of a frontend.
-fn program(port: &PortPlan, frontend: &Frontend) -> Program {
+fn program(port: &PortPlan, frontend: &Frontend, affinity: Option<Affinity>) -> Program {
     let count = |set| backends(port, set).len();
-    Program::new(&frontend.routes, frontend.kind == FrontendKind::NodePort, count)
+    Program::new(
+        &frontend.routes,
+        frontend.kind == FrontendKind::NodePort,
+        affinity,
+        count,
+    )
+}
+
+fn members(affinity: Affinity, port: &PortPlan, set: EndpointSet) -> impl Iterator<Item = Member> + '_ {
+    backends(port, set).iter().map(move |backend| Member {
+        family: port.family,
+        set: affinity.set(set),
+        endpoint: endpoint_bytes(backend.address.ip(), backend.address.port()),
+    })
 }
 
 /// The endpoints of a set.
@@ -126,16 +149,24 @@ fn emit_frontend(
         "" => plan.service.to_string(),
         name => format!("{}:{name}", plan.service),
     };
-    let map = if program.node_port {
-        Map::NodePorts
-    } else {
-        Map::Services
+    let (map, learning) = match program.node_port {
+        true => (Map::NodePorts, Map::AffinityNodePorts),
+        false => (Map::Services, Map::AffinityServices),
     };
     let chain = needs.chain(family, ChainSpec::Program(*program));
     if let Some(ranges) = &frontend.source_ranges {
         let chain = needs.chain(family, ChainSpec::Sources(ranges.clone()));
         let verdict = Data::Verdict(Verdict::Jump(chain));
         needs.entry(place(Map::Firewall, key), verdict, comment.clone(), owner);
+    }
+    if program.affinity.is_some() {
+        let chain = needs.chain(family, ChainSpec::Learn(program.learner()));
+        needs.entry(
+            place(learning, key),
+            Data::Verdict(Verdict::Goto(chain)),
+            comment.clone(),
+            owner,
+        );
     }
     needs.entry(place(map, key), Data::Verdict(Verdict::Goto(chain)), comment, owner);
     for set in [EndpointSet::Cluster, EndpointSet::Local] {

@@ -1,7 +1,8 @@
-//! The chains that are always there: they hook in, find the frontend that a packet is for, and masquerade.
+//! The chains that are always there: they hook in, find the frontend that a packet is for, remember clients, and masquerade.
 //!
 //! All hooks are nat hooks, which only the first packet of a connection passes: established connections cost nothing.
 
+use super::affinity;
 use super::netlink::constants::*;
 use super::netlink::expr::{Dreg, Expr, Verdict};
 use super::netlink::object::{Chain, Hook, Rule};
@@ -25,8 +26,14 @@ pub(crate) fn frame(context: Context<'_>) -> Vec<Chain> {
             hook: None,
             rules: services(context),
         },
+        Chain {
+            name: "affinity".into(),
+            hook: None,
+            rules: affinity::learners(context),
+        },
         base("prerouting", NF_INET_PRE_ROUTING, -100, jump()),
         base("output", NF_INET_LOCAL_OUT, -100, jump()),
+        base("input", NF_INET_LOCAL_IN, 100, vec![affinity::jump()]),
         base("postrouting", NF_INET_POST_ROUTING, 100, postrouting(context)),
     ]
 }
@@ -99,6 +106,8 @@ fn postrouting(context: Context<'_>) -> Vec<Rule> {
         Expr::Masquerade,
     ];
     vec![
+        // Before the source is replaced.
+        affinity::jump(),
         Rule {
             expressions: marked,
             comment: "marked for masquerading".into(),

@@ -7,6 +7,7 @@ use portolan_model::{Family, ServiceName};
 use portolan_plan::{EndpointSet, FrontendKind, NodePlan, PortPlan, ServicePlan};
 
 use super::NftOptions;
+use super::affinity::Member;
 use super::claims::{Claims, FrontendId, frontends};
 use super::difference::{Difference, sort};
 use super::entries::{Entry, Needs, Place, backends, emit, keep_slots};
@@ -31,6 +32,8 @@ pub(crate) struct Replacement {
     pub(crate) old_plans: Plans,
     /// The node's plan that was replaced.
     pub(crate) old_node: Option<NodePlan>,
+    /// Endpoints have gone that clients may stay with.
+    pub(crate) forget: bool,
 }
 
 /// What is programmed.
@@ -44,6 +47,8 @@ pub(crate) struct Mirror {
     chains: BTreeMap<(Family, Box<str>), (usize, ChainSpec)>,
     /// Shared elements, and how many need them.
     shared: HashMap<Place, usize>,
+    /// Endpoints that clients may stay with.
+    members: BTreeSet<Member>,
 }
 
 impl Mirror {
@@ -53,6 +58,10 @@ impl Mirror {
 
     pub(crate) fn claims(&self) -> &Claims {
         &self.claims
+    }
+
+    pub(crate) fn members(&self) -> &BTreeSet<Member> {
+        &self.members
     }
 
     pub(crate) fn chains(&self) -> usize {
@@ -105,6 +114,11 @@ impl Mirror {
         if let Some(old) = &old_node {
             self.rewrite(&mut difference, old, options);
         }
+        let forget = !before.members.is_subset(&after.members);
+        for member in &before.members {
+            self.members.remove(member);
+        }
+        self.members.append(&mut after.members);
         self.count_chains(&mut difference, before.chains, after.chains, options);
         self.count_shared(&mut before.entries, &before.shared, &mut after.entries, &after.shared);
         sort(&mut before.entries);
@@ -115,6 +129,7 @@ impl Mirror {
             owners,
             old_plans,
             old_node,
+            forget,
         }
     }
 
@@ -247,6 +262,7 @@ impl Mirror {
         needs.entries.extend(needs.shared.keys().map(|place| shared(*place)));
         self.shared = needs.shared.into_iter().collect();
         self.chains = needs.chains;
+        self.members = needs.members;
         sort(&mut needs.entries);
 
         let mut found = Vec::new();

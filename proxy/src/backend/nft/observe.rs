@@ -19,7 +19,7 @@ pub(crate) struct Observed {
     pub(crate) sound: bool,
     /// Its chains with their rules.
     pub(crate) chains: Vec<Chain>,
-    /// The elements of its sets, sorted.
+    /// The elements of its sets, sorted. Those of map `affinity` come and go by themselves: see [`Kernel::affinity`].
     pub(crate) entries: Vec<Entry>,
 }
 
@@ -30,6 +30,9 @@ pub(crate) trait Kernel: Send {
 
     /// Reads a table; `None` when there is none.
     fn observe(&mut self, family: Family, table: &str) -> io::Result<Option<Observed>>;
+
+    /// Reads which endpoint each client stays with.
+    fn affinity(&mut self, family: Family, table: &str) -> io::Result<Vec<Element>>;
 }
 
 /// News of a batch of this many bytes could overrun the monitor.
@@ -82,7 +85,7 @@ impl Kernel for Netlink {
             }
         }
         if observed.sound {
-            for map in Map::ALL {
+            for map in Map::ALL.into_iter().filter(|map| *map != Map::Affinity) {
                 let make = |element: Element| Entry {
                     place: Place {
                         family,
@@ -98,5 +101,13 @@ impl Kernel for Netlink {
             super::difference::sort(&mut observed.entries);
         }
         Ok(Some(observed))
+    }
+
+    fn affinity(&mut self, family: Family, table: &str) -> io::Result<Vec<Element>> {
+        let table = Table {
+            family: family_number(family),
+            name: table,
+        };
+        table.elements(&mut self.socket, Map::Affinity.name(), |element| element)
     }
 }

@@ -119,7 +119,7 @@ fn specimen() -> ServicePlan {
             name: "probe".into(),
             protocol: Protocol::Sctp,
             family,
-            affinity_seconds: None,
+            affinity_seconds: Some(1),
             cluster: vec![backend],
             local: vec![backend],
             frontends: vec![

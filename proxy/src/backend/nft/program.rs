@@ -10,6 +10,7 @@ use ipnet::IpNet;
 use portolan_model::Family;
 use portolan_plan::{EndpointSet, Routes, Verdict as PlanVerdict};
 
+use super::affinity::{Affinity, fnv1a};
 use super::netlink::constants::RTN_LOCAL;
 use super::netlink::expr::{Dreg, Expr, Verdict};
 use super::netlink::object::{Chain, Rule};
@@ -39,12 +40,16 @@ pub(crate) struct Program {
     pub(crate) pod: Part,
     pub(crate) node: Part,
     pub(crate) outside: Part,
+    /// Clients come back to the same endpoint: the chain is the port's own then.
+    pub(crate) affinity: Option<Affinity>,
 }
 
 /// A chain that elements refer to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum ChainSpec {
     Program(Program),
+    /// Remembers which endpoint a client was sent to by such a program.
+    Learn(Program),
     /// Returns for sources in the ranges and drops the others.
     Sources(Arc<[IpNet]>),
 }
@@ -54,6 +59,8 @@ pub(crate) enum ChainSpec {
 impl fmt::Display for Part {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            // What learns does not choose.
+            Self::Forward { set, count: 0, .. } => write!(f, "{set}"),
             Self::Forward { set, count, masquerade } => {
                 write!(f, "{set}-{count}{}", if *masquerade { "-masq" } else { "" })
             }
@@ -67,7 +74,12 @@ impl fmt::Display for Part {
 
 impl Program {
     /// Puts numbers to the routes of a frontend.
-    pub(crate) fn new(routes: &Routes, node_port: bool, count: impl Fn(EndpointSet) -> usize) -> Self {
+    pub(crate) fn new(
+        routes: &Routes,
+        node_port: bool,
+        affinity: Option<Affinity>,
+        count: impl Fn(EndpointSet) -> usize,
+    ) -> Self {
         let part = |verdict| match verdict {
             PlanVerdict::Forward { set, masquerade } => match count(set) {
                 // A plan never forwards to an empty set; a modulus of 0 would be refused.
@@ -77,11 +89,36 @@ impl Program {
             PlanVerdict::Reject => Part::Reject,
             PlanVerdict::Drop => Part::Drop,
         };
-        Self {
+        let program = Self {
             node_port,
             pod: part(routes.pod),
             node: part(routes.node),
             outside: part(routes.outside),
+            affinity: None,
+        };
+        let forwards = program.uses(EndpointSet::Cluster) || program.uses(EndpointSet::Local);
+        Self {
+            affinity: affinity.filter(|_| forwards),
+            ..program
+        }
+    }
+
+    /// What there is to learn from connections: only to which set each kind of source is sent.
+    pub(crate) fn learner(&self) -> Self {
+        let part = |part| match part {
+            Part::Forward { set, .. } => Part::Forward {
+                set,
+                count: 0,
+                masquerade: false,
+            },
+            Part::Reject | Part::Drop => Part::Drop,
+        };
+        Self {
+            node_port: false,
+            pod: part(self.pod),
+            node: part(self.node),
+            outside: part(self.outside),
+            affinity: self.affinity,
         }
     }
 
@@ -101,25 +138,47 @@ impl Program {
         }
     }
 
-    fn rules(&self, context: Context<'_>) -> Vec<Rule> {
-        let mut rules = Vec::new();
+    /// Calls `write` for each kind of source with what tells it from the next one, its part, and who it is.
+    fn parts(&self, context: Context<'_>, mut write: impl FnMut(&[Expr], Part, &str)) {
+        let mut any = "any source";
         let same = self.node == self.outside;
         if self.pod != self.outside || !same {
             for matching in pods(context) {
-                self.part(&mut rules, context, &matching, self.pod, "pods");
+                write(&matching, self.pod, "pods");
+                any = "not pods";
             }
         }
         if !same {
             let local = RTN_LOCAL.to_ne_bytes().to_vec();
             let matching = [Expr::SourceType { dreg: 0 }, equals(0, local)];
-            self.part(&mut rules, context, &matching, self.node, "this node");
+            write(&matching, self.node, "this node");
+            any = "outside";
         }
-        let rest = match (rules.is_empty(), same) {
-            (true, _) => "any source",
-            (false, true) => "not pods",
-            (false, false) => "outside",
-        };
-        self.part(&mut rules, context, &[], self.outside, rest);
+        write(&[], self.outside, any);
+    }
+
+    fn rules(&self, context: Context<'_>) -> Vec<Rule> {
+        let mut rules = Vec::new();
+        self.parts(context, |matching, part, who| {
+            self.part(&mut rules, context, matching, part, who);
+        });
+        rules
+    }
+
+    fn learn(&self, context: Context<'_>) -> Vec<Rule> {
+        let mut rules = Vec::new();
+        self.parts(context, |matching, part, who| {
+            let mut expressions = matching.to_vec();
+            if let (Part::Forward { set, .. }, Some(affinity)) = (part, self.affinity) {
+                expressions.extend(affinity.learn(context, set));
+            }
+            // A kind of source that is not forwarded has nothing to be learnt, and must not fall to the next rule.
+            expressions.push(Expr::Verdict(Verdict::Return));
+            rules.push(Rule {
+                expressions,
+                comment: who.into(),
+            });
+        });
         rules
     }
 
@@ -132,7 +191,16 @@ impl Program {
                     let bit = context.options.masquerade_bit();
                     expressions.extend(mark(!bit, bit));
                 }
-                expressions.extend(self.forward(context, set, count));
+                let nat = dnat(context.family);
+                if let Some(affinity) = self.affinity {
+                    let mut expressions = expressions.clone();
+                    expressions.extend(affinity.find(context, set));
+                    expressions.push(nat.clone());
+                    let comment = format!("{who}, known clients").into();
+                    rules.push(Rule { expressions, comment });
+                }
+                expressions.extend(self.choose(context, set, count));
+                expressions.push(nat);
                 rules.push(Rule { expressions, comment });
             }
             Part::Reject => rules.extend(reject(context.family, matching, who)),
@@ -144,18 +212,14 @@ impl Program {
         }
     }
 
-    fn forward(&self, context: Context<'_>, set: EndpointSet, count: usize) -> Vec<Expr> {
+    /// Finds an endpoint at random.
+    fn choose(&self, context: Context<'_>, set: EndpointSet, count: usize) -> Vec<Expr> {
         let (mut expressions, next) = load_key(context.family, !self.node_port);
         expressions.push(Expr::Random {
             modulus: u32::try_from(count).unwrap_or(u32::MAX),
             dreg: next,
         });
         expressions.push(lookup(Self::map(self.node_port, set), Some(Dreg::Data(DATA))));
-        expressions.push(Expr::Dnat {
-            family: family_number(context.family),
-            address: DATA,
-            port: DATA + words(context.family),
-        });
         expressions
     }
 }
@@ -169,14 +233,19 @@ impl fmt::Display for Program {
             pod,
             node,
             outside,
+            affinity,
         } = self;
         f.write_str(if *node_port { "nodeport-" } else { "service-" })?;
         if pod == node && node == outside {
-            write!(f, "{pod}")
+            write!(f, "{pod}")?;
         } else if node == outside {
-            write!(f, "{pod}/{node}")
+            write!(f, "{pod}/{node}")?;
         } else {
-            write!(f, "{pod}/{node}/{outside}")
+            write!(f, "{pod}/{node}/{outside}")?;
+        }
+        match affinity {
+            Some(Affinity { port, seconds }) => write!(f, "/affinity-{port:016x}-{seconds}s"),
+            None => Ok(()),
         }
     }
 }
@@ -188,11 +257,10 @@ impl ChainSpec {
     pub(crate) fn name(&self) -> Box<str> {
         match self {
             Self::Program(program) => program.to_string().into(),
+            Self::Learn(program) => format!("learn-{program}").into(),
             Self::Sources(ranges) => {
-                // FNV-1a over the text: names must not change with the compiler, as the standard library's hash may.
                 let text = ranges.iter().map(|range| format!("{range} ")).collect::<String>();
-                let step = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-                format!("sources-{:016x}", text.bytes().fold(0xcbf2_9ce4_8422_2325, step)).into()
+                format!("sources-{:016x}", fnv1a(&text)).into()
             }
         }
     }
@@ -200,6 +268,7 @@ impl ChainSpec {
     pub(crate) fn chain(&self, context: Context<'_>) -> Chain {
         let rules = match self {
             Self::Program(program) => program.rules(context),
+            Self::Learn(program) => program.learn(context),
             Self::Sources(ranges) => sources(ranges),
         };
         Chain {
@@ -207,6 +276,15 @@ impl ChainSpec {
             hook: None,
             rules,
         }
+    }
+}
+
+/// Replaces the destination by the endpoint that a lookup found.
+fn dnat(family: Family) -> Expr {
+    Expr::Dnat {
+        family: family_number(family),
+        address: DATA,
+        port: DATA + words(family),
     }
 }
 

@@ -34,10 +34,16 @@ pub(crate) enum Map {
     NodePortIps,
     /// Source and destination of connections of an endpoint on this node to itself.
     Hairpin,
+    /// Frontend with session affinity: to the chain that learns.
+    AffinityServices,
+    /// Node port with session affinity: to the chain that learns.
+    AffinityNodePorts,
+    /// Client and endpoint set: to the endpoint that the client stays with. The kernel writes it.
+    Affinity,
 }
 
 impl Map {
-    pub(crate) const ALL: [Self; 10] = [
+    pub(crate) const ALL: [Self; 13] = [
         Self::Services,
         Self::NodePorts,
         Self::Endpoints,
@@ -48,6 +54,9 @@ impl Map {
         Self::ClusterIps,
         Self::NodePortIps,
         Self::Hairpin,
+        Self::AffinityServices,
+        Self::AffinityNodePorts,
+        Self::Affinity,
     ];
 
     pub(crate) const fn name(self) -> &'static str {
@@ -62,6 +71,9 @@ impl Map {
             Self::ClusterIps => "cluster-ips",
             Self::NodePortIps => "nodeport-ips",
             Self::Hairpin => "hairpin",
+            Self::AffinityServices => "affinity-services",
+            Self::AffinityNodePorts => "affinity-nodeports",
+            Self::Affinity => "affinity",
         }
     }
 
@@ -75,6 +87,8 @@ impl Map {
             Self::ClusterIps => "cluster IPs in use: other ports of theirs are refused",
             Self::NodePortIps => "addresses that node ports are served on",
             Self::Hairpin => "endpoints on this node that may reach themselves through their Service",
+            Self::AffinityServices | Self::AffinityNodePorts => "frontends whose clients are remembered",
+            Self::Affinity => "client and endpoint set: the endpoint that the client stays with",
         }
     }
 
@@ -90,14 +104,18 @@ impl Map {
             &[Type::Ipv4, Type::Protocol, Type::Port, Type::Mark],
             &[Type::Ipv6, Type::Protocol, Type::Port, Type::Mark],
         ];
+        const CLIENT: [&[Type]; 2] = [
+            &[Type::Ipv4, Type::Mark, Type::Mark],
+            &[Type::Ipv6, Type::Mark, Type::Mark],
+        ];
         const ENDPOINT: [&[Type]; 2] = [&[Type::Ipv4, Type::Port], &[Type::Ipv6, Type::Port]];
         let by_family = |types: [&'static [Type]; 2]| match family {
             Family::V4 => types[0],
             Family::V6 => types[1],
         };
         let (key, data) = match self {
-            Self::Services | Self::Firewall => (by_family(FRONTEND), DataType::Verdict),
-            Self::NodePorts => (&[Type::Protocol, Type::Port][..], DataType::Verdict),
+            Self::Services | Self::Firewall | Self::AffinityServices => (by_family(FRONTEND), DataType::Verdict),
+            Self::NodePorts | Self::AffinityNodePorts => (&[Type::Protocol, Type::Port][..], DataType::Verdict),
             Self::Endpoints | Self::LocalEndpoints => (by_family(FRONTEND_SLOT), DataType::Value(by_family(ENDPOINT))),
             Self::NodePortEndpoints | Self::NodePortLocalEndpoints => (
                 &[Type::Protocol, Type::Port, Type::Mark][..],
@@ -105,12 +123,13 @@ impl Map {
             ),
             Self::ClusterIps | Self::NodePortIps => (by_family(ADDRESS), DataType::None),
             Self::Hairpin => (by_family(PAIR), DataType::None),
+            Self::Affinity => (by_family(CLIENT), DataType::Value(by_family(ENDPOINT))),
         };
         Set {
             name: self.name(),
             key,
             data,
-            dynamic: false,
+            dynamic: self == Self::Affinity,
             comment: self.comment(),
         }
     }

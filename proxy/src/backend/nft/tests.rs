@@ -113,6 +113,11 @@ impl Made {
         self
     }
 
+    fn sticky(mut self, seconds: u32) -> Self {
+        self.port().affinity_seconds = Some(seconds);
+        self
+    }
+
     fn cluster_ip(self, address: &str, port: u16) -> Self {
         self.at(FrontendKind::ClusterIp, Some(address), port, internal())
     }

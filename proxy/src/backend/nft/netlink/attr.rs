@@ -38,6 +38,11 @@ impl Writer<'_> {
         self.bytes(kind, &value.to_be_bytes());
     }
 
+    /// A number in network byte order.
+    pub(crate) fn be64(&mut self, kind: u16, value: u64) {
+        self.bytes(kind, &value.to_be_bytes());
+    }
+
     /// An attribute that holds attributes.
     pub(crate) fn nest(&mut self, kind: u16, fill: impl FnOnce(&mut Writer<'_>)) {
         let start = self.open(kind | NLA_F_NESTED);
@@ -90,6 +95,10 @@ impl<'a> Attributes<'a> {
 
     pub(crate) fn be32(&self, kind: u16) -> Option<u32> {
         Some(u32::from_be_bytes(self.get(kind)?.try_into().ok()?))
+    }
+
+    pub(crate) fn be64(&self, kind: u16) -> Option<u64> {
+        Some(u64::from_be_bytes(self.get(kind)?.try_into().ok()?))
     }
 
     /// A NUL-terminated name.

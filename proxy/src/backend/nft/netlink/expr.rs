@@ -96,6 +96,15 @@ pub(crate) enum Expr {
     },
     /// A random number below `modulus`, in host byte order.
     Random { modulus: u32, dreg: Register },
+    /// Loads a constant.
+    Constant { value: Vec<u8>, dreg: Register },
+    /// Adds an element to a map, or renews its timeout (milliseconds).
+    Update {
+        set: Box<str>,
+        key: Register,
+        data: Register,
+        timeout: u64,
+    },
     /// Ends the rule with a verdict.
     Verdict(Verdict),
     /// Replaces destination address and port.
@@ -147,7 +156,8 @@ impl Expr {
             Self::Bitwise { .. } => "bitwise",
             Self::Lookup { .. } => "lookup",
             Self::Random { .. } => "numgen",
-            Self::Verdict(_) => "immediate",
+            Self::Constant { .. } | Self::Verdict(_) => "immediate",
+            Self::Update { .. } => "dynset",
             Self::Dnat { .. } => "nat",
             Self::Masquerade => "masq",
             Self::Reject { .. } => "reject",
@@ -222,6 +232,22 @@ impl Expr {
                 w.be32(2, *modulus);
                 w.be32(3, NFT_NG_RANDOM);
                 w.be32(4, 0);
+            }
+            Self::Constant { value, dreg } => {
+                w.be32(1, register(*dreg));
+                data(w, 2, value);
+            }
+            Self::Update {
+                set,
+                key,
+                data,
+                timeout,
+            } => {
+                w.text(1, set);
+                w.be32(3, NFT_DYNSET_OP_UPDATE);
+                w.be32(4, register(*key));
+                w.be32(5, register(*data));
+                w.be64(6, *timeout);
             }
             Self::Verdict(verdict) => {
                 w.be32(1, 0);
@@ -317,6 +343,16 @@ impl Expr {
                 dreg: reg(1)?,
             },
             "immediate" if a.be32(1)? == 0 => Self::Verdict(Verdict::parse(&a.nested(2)?)?),
+            "immediate" => Self::Constant {
+                value: data(2)?,
+                dreg: reg(1)?,
+            },
+            "dynset" if a.be32(3)? == NFT_DYNSET_OP_UPDATE => Self::Update {
+                set: a.text(1)?.into(),
+                key: reg(4)?,
+                data: reg(5)?,
+                timeout: a.be64(6)?,
+            },
             "nat" if a.be32(1)? == NFT_NAT_DNAT => Self::Dnat {
                 family: u8::try_from(a.be32(2)?).ok()?,
                 address: reg(3)?,

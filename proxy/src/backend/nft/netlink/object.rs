@@ -59,6 +59,9 @@ pub(crate) enum DataType {
     Value(&'static [Type]),
 }
 
+/// How many elements rules may add to a set: strangers cause them, so that there has to be a limit.
+const DYNAMIC_SIZE: u32 = 1 << 20;
+
 /// A set or map.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Set {
@@ -195,6 +198,9 @@ impl Table<'_> {
                     w.be32(NFTA_SET_DATA_TYPE, Type::number_of(types));
                     w.be32(NFTA_SET_DATA_LEN, Type::length_of(types));
                 }
+            }
+            if set.dynamic {
+                w.nest(NFTA_SET_DESC, |w| w.be32(NFTA_SET_DESC_SIZE, DYNAMIC_SIZE));
             }
             w.be32(NFTA_SET_ID, id);
             w.bytes(

@@ -97,8 +97,10 @@ fn every_expression_is_recognised() {
                 options: &options,
             };
             let ranges = ChainSpec::Sources(nets(&["198.51.100.0/24", "192.0.2.1/32"]).into());
-            let program = program::Program::new(&local(), true, |_| 3);
-            let specs = [ranges, ChainSpec::Program(program)].map(|spec| spec.chain(context));
+            let program =
+                program::Program::new(&local(), true, Some(affinity::Affinity { port: 7, seconds: 9 }), |_| 3);
+            let learner = ChainSpec::Learn(program.learner());
+            let specs = [ranges, learner, ChainSpec::Program(program)].map(|spec| spec.chain(context));
             for chain in frame(context).into_iter().chain(specs) {
                 for expression in chain.rules.iter().flat_map(|rule| &rule.expressions) {
                     let mut bytes = Vec::new();

@@ -81,7 +81,8 @@ impl Kernel for Fake {
             return Ok(None);
         };
         let map = |name: &str| Map::ALL.into_iter().find(|map| map.name() == name).unwrap();
-        let entries = table.elements.iter().map(|((set, key), (data, comment))| Entry {
+        let lasting = table.elements.iter().filter(|((set, _), _)| set != "affinity");
+        let entries = lasting.map(|((set, key), (data, comment))| Entry {
             place: Place {
                 family,
                 map: map(set),
@@ -98,6 +99,21 @@ impl Kernel for Fake {
             chains: table.chains.values().cloned().collect(),
             entries,
         }))
+    }
+
+    fn affinity(&mut self, family: Family, _: &str) -> io::Result<Vec<Element>> {
+        let tables = self.0.lock().unwrap();
+        let elements = tables
+            .get(&family_number(family))
+            .into_iter()
+            .flat_map(|table| &table.elements);
+        let clients = elements.filter(|((set, _), _)| set == "affinity");
+        let element = |((_, key), (data, _)): (&(String, Vec<u8>), &(Data, String))| Element {
+            key: Bytes::new(key).unwrap(),
+            data: data.clone(),
+            comment: None,
+        };
+        Ok(clients.map(element).collect())
     }
 }
 
@@ -202,9 +218,10 @@ impl FakeTable {
                 .any(|(data, _)| matches!(data, Data::Verdict(verdict) if is(verdict)))
     }
 
-    /// The table without the order of slots, which depends on what was there before.
+    /// The table without the order of slots and without clients, which depend on what was there before.
     pub(super) fn without_slots(&self) -> Self {
         let mut table = self.clone();
+        table.elements.retain(|(set, _), _| set != "affinity");
         let slotted = [
             Map::Endpoints,
             Map::LocalEndpoints,
@@ -239,19 +256,25 @@ impl FakeTable {
 
     /// Everything that can become of a packet, over all random numbers.
     pub(super) fn trace(&self, packet: &Packet) -> BTreeSet<Outcome> {
-        let hook = if packet.local { "output" } else { "prerouting" };
-        (0..24)
-            .map(|random| {
-                Run {
-                    table: self,
-                    packet,
-                    random,
-                    registers: [0; 64],
-                    mark: 0xa,
-                }
-                .hook(hook)
-            })
-            .collect()
+        (0..24).map(|random| Run::new(self, packet, random).enter()).collect()
+    }
+
+    /// What becomes of a packet with one random number; clients are remembered.
+    pub(super) fn connect(&mut self, packet: &Packet, random: u32) -> Outcome {
+        let mut run = Run::new(self, packet, random);
+        let outcome = run.enter();
+        if let Outcome::Forwarded { to, .. } = outcome {
+            run.translated = Some(to);
+            let left = run.chain("affinity");
+            assert_eq!(left, None, "learning decides nothing");
+        }
+        if let Some((key, value)) = run.learnt {
+            let place = ("affinity".to_owned(), key);
+            self.elements
+                .entry(place)
+                .or_insert((Data::Value(value), String::new()));
+        }
+        outcome
     }
 }
 
@@ -262,6 +285,10 @@ struct Run<'a> {
     random: u32,
     registers: [u8; 64],
     mark: u32,
+    /// Its destination has been replaced by this one.
+    translated: Option<SocketAddr>,
+    /// An element for map `affinity`.
+    learnt: Option<(Vec<u8>, Bytes)>,
 }
 
 enum Next {
@@ -273,9 +300,22 @@ enum Next {
     Done(Outcome),
 }
 
-impl Run<'_> {
-    fn hook(mut self, chain: &str) -> Outcome {
-        let outcome = self.chain(chain).unwrap_or(Outcome::Untouched);
+impl<'a> Run<'a> {
+    fn new(table: &'a FakeTable, packet: &'a Packet, random: u32) -> Self {
+        Self {
+            table,
+            packet,
+            random,
+            registers: [0; 64],
+            mark: 0xa,
+            translated: None,
+            learnt: None,
+        }
+    }
+
+    fn enter(&mut self) -> Outcome {
+        let hook = if self.packet.local { "output" } else { "prerouting" };
+        let outcome = self.chain(hook).unwrap_or(Outcome::Untouched);
         assert_eq!(self.mark & !0x4000, 0xa, "other bits of the mark are not ours");
         outcome
     }
@@ -314,12 +354,15 @@ impl Run<'_> {
     fn step(&mut self, expression: &Expr) -> Next {
         let on = |condition: bool| if condition { Next::Expression } else { Next::Rule };
         let packet = self.packet;
+        let (to, port) = self
+            .translated
+            .map_or((packet.to, packet.port), |to| (to.ip(), to.port()));
         match expression {
             Expr::Payload { base, offset, dreg, .. } => {
                 let field = match (*base, *offset) {
                     (NFT_PAYLOAD_NETWORK_HEADER, 12 | 8) => address_bytes(packet.from),
-                    (NFT_PAYLOAD_NETWORK_HEADER, 16 | 24) => address_bytes(packet.to),
-                    (NFT_PAYLOAD_TRANSPORT_HEADER, 2) => Bytes::new(&packet.port.to_be_bytes()).unwrap(),
+                    (NFT_PAYLOAD_NETWORK_HEADER, 16 | 24) => address_bytes(to),
+                    (NFT_PAYLOAD_TRANSPORT_HEADER, 2) => Bytes::new(&port.to_be_bytes()).unwrap(),
                     other => panic!("{other:?}"),
                 };
                 self.store(*dreg, field.as_slice())
@@ -337,6 +380,22 @@ impl Run<'_> {
                 sreg,
             } => {
                 self.mark = u32::from_ne_bytes(self.load(*sreg, 4).try_into().unwrap());
+                Next::Expression
+            }
+            Expr::Ct { key, dreg, .. } => {
+                let field = match *key {
+                    NFT_CT_STATUS => Bytes::new(&self.translated.map_or(0, |_| IPS_DST_NAT).to_ne_bytes()).unwrap(),
+                    NFT_CT_DST_IP | NFT_CT_DST_IP6 => address_bytes(packet.to),
+                    NFT_CT_PROTO_DST => Bytes::new(&packet.port.to_be_bytes()).unwrap(),
+                    other => panic!("ct {other}"),
+                };
+                self.store(*dreg, field.as_slice())
+            }
+            Expr::Constant { value, dreg } => self.store(*dreg, value),
+            Expr::Update { set, key, data, .. } => {
+                let key = self.load(*key, self.table.sets[&**set] as usize).to_vec();
+                let length = if packet.to.is_ipv4() { 8 } else { 20 };
+                self.learnt = Some((key, Bytes::new(self.load(*data, length)).unwrap()));
                 Next::Expression
             }
             Expr::Cmp { sreg, not, value } => on((self.load(*sreg, value.len()) == value) != *not),

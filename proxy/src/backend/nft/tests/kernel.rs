@@ -76,6 +76,16 @@ fn everything() -> Vec<ServicePlan> {
             .only_from(&["fd00:51::/64"])
             .at(FrontendKind::NodePort, None, 30080, local())
             .0,
+        service("sticky", &["10.244.1.8:80*", "10.244.2.8:80"])
+            .sticky(10_800)
+            .cluster_ip("10.96.0.14", 80)
+            .at(FrontendKind::NodePort, None, 30081, local())
+            .0,
+        service("sticky6", &["[fd00:244:0:1::8]:80*", "[fd00:244:0:2::8]:80"])
+            .sticky(10_800)
+            .cluster_ip("fd00:96::e", 80)
+            .at(FrontendKind::NodePort, None, 30081, local())
+            .0,
         service("dns", &["10.244.1.6:53"])
             .protocol(Protocol::Udp)
             .cluster_ip("10.96.0.10", 53)
@@ -124,6 +134,8 @@ fn nft_lists_the_tables_with_comments() {
                 "10.96.0.11 . sctp . 99",
                 "dnat ip to ip daddr . meta l4proto . th dport . numgen random mod 2 map @endpoints",
                 "reject with tcp reset",
+                "timeout 3h : ip daddr . th dport",
+                "timeout 3h : ip6 daddr . th dport",
             ] {
                 assert!(listed.contains(wanted), "no {wanted:?} in:\n{listed}");
             }
@@ -275,6 +287,74 @@ fn traffic_follows_the_plans() {
         check("172.18.0.1:30080", Err(io::ErrorKind::ConnectionRefused));
         let gone = run("nft", &["list", "chain", "ip", "portolan", "services"]);
         assert!(gone.contains("vmap @services"), "{gone}");
+    });
+}
+
+#[test]
+fn clients_stay_with_their_endpoint_as_long_as_it_serves() {
+    in_namespace(|| {
+        be_the_node();
+        let servers = ["a", "b", "c"].map(|name| server("10.244.1.5", name).to_string());
+        let (mut backend, _) = backend();
+        let web = |endpoints: &[&str], seconds: Option<u32>| {
+            let web = service("web", endpoints).cluster_ip("10.96.0.1", 80).at(
+                FrontendKind::NodePort,
+                None,
+                30080,
+                Routes::same(to(EndpointSet::Cluster, true)),
+            );
+            match seconds {
+                Some(seconds) => web.sticky(seconds).0,
+                None => web.0,
+            }
+        };
+        let [a, b, c] = servers.each_ref().map(String::as_str);
+        let answers = |address: &str| -> BTreeSet<String> { (0..32).map(|_| ask(address).unwrap()).collect() };
+        backend.apply(&complete(vec![web(&[a, b, c], Some(100))])).unwrap();
+        let chosen = ask("10.96.0.1:80").unwrap();
+        // Shared by the frontends of a port, kept over other endpoints' changes and over a restart.
+        assert_eq!(answers("10.96.0.1:80"), [chosen.clone()].into());
+        assert_eq!(answers("172.18.0.1:30080"), [chosen.clone()].into());
+        let others: Vec<&str> = [("a", a), ("b", b), ("c", c)]
+            .into_iter()
+            .filter(|(name, _)| *name != chosen)
+            .map(|(_, address)| address)
+            .collect();
+        let server = [a, b, c].into_iter().find(|address| !others.contains(address)).unwrap();
+        backend
+            .apply(&changed(vec![web(&[server, others[0]], Some(100))]))
+            .unwrap();
+        assert_eq!(answers("10.96.0.1:80"), [chosen.clone()].into());
+        let report = backend
+            .apply(&complete(vec![web(&[server, others[0]], Some(100))]))
+            .unwrap();
+        assert_eq!((report.written, report.removed, report.messages), (0, 0, 0));
+        assert_eq!(answers("10.96.0.1:80"), [chosen.clone()].into());
+        assert!(run("nft", &["list", "ruleset"]).contains("update @affinity"));
+
+        // Forgotten with its endpoint: when that comes back the client stays where it went.
+        backend.apply(&changed(vec![web(&[others[0]], Some(100))])).unwrap();
+        let next = ask("10.96.0.1:80").unwrap();
+        assert_ne!(next, chosen);
+        backend
+            .apply(&changed(vec![web(&[server, others[0]], Some(100))]))
+            .unwrap();
+        assert_eq!(answers("10.96.0.1:80"), [next].into());
+        // Switched off live.
+        backend.apply(&changed(vec![web(&[server, others[0]], None)])).unwrap();
+        assert_eq!(answers("10.96.0.1:80").len(), 2);
+        let left = run("nft", &["list", "map", "ip", "portolan", "affinity"]);
+        assert!(!left.contains("elements"), "{left}");
+        // The kernel forgets by itself.
+        backend
+            .apply(&changed(vec![web(&[server, others[0]], Some(1))]))
+            .unwrap();
+        ask("10.96.0.1:80").unwrap();
+        let start = Instant::now();
+        while run("nft", &["list", "map", "ip", "portolan", "affinity"]).contains("elements") {
+            assert!(start.elapsed() < Duration::from_secs(30), "not forgotten");
+            thread::sleep(Duration::from_millis(100));
+        }
     });
 }
 

@@ -41,65 +41,68 @@ fn port() -> impl Strategy<Value = PortPlan> {
         prop::option::weighted(0.3, any::<bool>()),
     );
     let frontends = prop::collection::vec(frontend, 0..4);
-    (any::<bool>(), 0usize..3, endpoints, frontends).prop_map(|(six, protocol, endpoints, frontends)| {
-        let family = if six { Family::V6 } else { Family::V4 };
-        let address = |n: u8| v4(family, &format!("10.244.1.{n}"), &format!("fd00:244:0:1::{n}"));
-        let cluster: Vec<Endpoint> = endpoints
-            .into_iter()
-            .map(|(n, local)| Endpoint {
-                address: (address(n), 8080).into(),
-                local,
-            })
-            .collect();
-        let mut port = PortPlan {
-            name: protocol.to_string().into(),
-            protocol: PROTOCOLS[protocol],
-            family,
-            affinity_seconds: None,
-            local: cluster.iter().copied().filter(|e| e.local).collect(),
-            cluster,
-            frontends: Vec::new(),
-        };
-        for (kind, n, number, choices, ranges) in frontends {
-            let (kind, address) = match kind {
-                0 => (
-                    FrontendKind::ClusterIp,
-                    Some(v4(family, &format!("10.96.0.{n}"), &format!("fd00:96::{n}"))),
-                ),
-                1 => (
-                    FrontendKind::ExternalIp,
-                    Some(v4(family, &format!("203.0.113.{n}"), &format!("fd00:113::{n}"))),
-                ),
-                2 => (
-                    FrontendKind::LoadBalancerIp,
-                    Some(v4(family, &format!("203.0.113.{n}"), &format!("fd00:113::{n}"))),
-                ),
-                _ => (FrontendKind::NodePort, None),
+    let affinity = prop::option::weighted(0.4, 1u32..3);
+    (any::<bool>(), 0usize..3, endpoints, frontends, affinity).prop_map(
+        |(six, protocol, endpoints, frontends, seconds)| {
+            let family = if six { Family::V6 } else { Family::V4 };
+            let address = |n: u8| v4(family, &format!("10.244.1.{n}"), &format!("fd00:244:0:1::{n}"));
+            let cluster: Vec<Endpoint> = endpoints
+                .into_iter()
+                .map(|(n, local)| Endpoint {
+                    address: (address(n), 8080).into(),
+                    local,
+                })
+                .collect();
+            let mut port = PortPlan {
+                name: protocol.to_string().into(),
+                protocol: PROTOCOLS[protocol],
+                family,
+                affinity_seconds: seconds,
+                local: cluster.iter().copied().filter(|e| e.local).collect(),
+                cluster,
+                frontends: Vec::new(),
             };
-            let [pod, node, outside] = choices.map(|choice| verdict(choice, &port));
-            let ranges = ranges.filter(|_| kind == FrontendKind::LoadBalancerIp).map(|both| {
-                let texts: &[&str] = match (family, both) {
-                    (Family::V4, false) => &["198.51.100.0/24"],
-                    (Family::V4, true) => &["10.244.1.0/24", "172.18.0.1/32"],
-                    (Family::V6, false) => &["fd00:51::/64"],
-                    (Family::V6, true) => &["fd00:244:0:1::/64"],
+            for (kind, n, number, choices, ranges) in frontends {
+                let (kind, address) = match kind {
+                    0 => (
+                        FrontendKind::ClusterIp,
+                        Some(v4(family, &format!("10.96.0.{n}"), &format!("fd00:96::{n}"))),
+                    ),
+                    1 => (
+                        FrontendKind::ExternalIp,
+                        Some(v4(family, &format!("203.0.113.{n}"), &format!("fd00:113::{n}"))),
+                    ),
+                    2 => (
+                        FrontendKind::LoadBalancerIp,
+                        Some(v4(family, &format!("203.0.113.{n}"), &format!("fd00:113::{n}"))),
+                    ),
+                    _ => (FrontendKind::NodePort, None),
                 };
-                nets(texts).into()
-            });
-            port.frontends.push(Frontend {
-                kind,
-                address,
-                port: number,
-                routes: Routes { pod, node, outside },
-                source_ranges: ranges,
-            });
-        }
-        port.frontends.sort_unstable();
-        let mut seen = BTreeSet::new();
-        port.frontends
-            .retain(|frontend| seen.insert((frontend.address, frontend.port)));
-        port
-    })
+                let [pod, node, outside] = choices.map(|choice| verdict(choice, &port));
+                let ranges = ranges.filter(|_| kind == FrontendKind::LoadBalancerIp).map(|both| {
+                    let texts: &[&str] = match (family, both) {
+                        (Family::V4, false) => &["198.51.100.0/24"],
+                        (Family::V4, true) => &["10.244.1.0/24", "172.18.0.1/32"],
+                        (Family::V6, false) => &["fd00:51::/64"],
+                        (Family::V6, true) => &["fd00:244:0:1::/64"],
+                    };
+                    nets(texts).into()
+                });
+                port.frontends.push(Frontend {
+                    kind,
+                    address,
+                    port: number,
+                    routes: Routes { pod, node, outside },
+                    source_ranges: ranges,
+                });
+            }
+            port.frontends.sort_unstable();
+            let mut seen = BTreeSet::new();
+            port.frontends
+                .retain(|frontend| seen.insert((frontend.address, frontend.port)));
+            port
+        },
+    )
 }
 
 /// Plans of up to six Services.
@@ -221,6 +224,44 @@ fn check_traffic(fake: &Fake, world: &BTreeMap<u8, ServicePlan>, node: &NodePlan
     }
 }
 
+/// Time passes: no client is remembered.
+fn forget(fake: &Fake) {
+    for table in fake.0.lock().unwrap().values_mut() {
+        table.elements.retain(|(set, _), _| set != "affinity");
+    }
+}
+
+/// A client outside connects to every frontend, twice.
+fn visit(fake: &Fake, world: &BTreeMap<u8, ServicePlan>) {
+    let mut tables = fake.0.lock().unwrap();
+    for (plan, port) in world
+        .values()
+        .flat_map(|plan| plan.ports.iter().map(move |port| (plan, port)))
+    {
+        let table = tables.get_mut(&family_number(port.family)).unwrap();
+        for frontend in &port.frontends {
+            let (_, holder) = &table.elements[&key(port, frontend)];
+            if *holder != format!("{}:{}", plan.service, port.name) {
+                continue;
+            }
+            let packet = Packet {
+                from: v4(port.family, "198.51.100.7", "fd00:51::7"),
+                local: false,
+                to: frontend.address.unwrap_or(v4(port.family, "172.18.0.1", "fd00:18::1")),
+                protocol: port.protocol,
+                port: frontend.port,
+            };
+            let first = table.connect(&packet, 1);
+            // Also where it was remembered in an earlier world: to an endpoint that serves.
+            let wanted = expected(port, frontend, frontend.routes.outside, packet.from);
+            assert!(wanted.contains(&first), "{packet:?}: {first:?}\n{plan}");
+            if port.affinity_seconds.is_some() {
+                assert_eq!(table.trace(&packet), [first].into(), "{packet:?}\n{plan}");
+            }
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -237,9 +278,13 @@ proptest! {
         backend.apply(&all(&a, &node_a)).unwrap();
         check_traffic(&stepped, &a, &node_a);
         let first = state(&stepped);
+        visit(&stepped, &a);
         backend.apply(&step(&a, &b, node_changes.then(|| node_b.clone()))).unwrap();
         prop_assert_eq!(state(&stepped), state(&direct));
+        visit(&stepped, &b);
+        forget(&stepped);
         check_traffic(&stepped, &b, &node_b);
+        visit(&stepped, &b);
 
         // Another process takes over, at b and then at a.
         let mut next = programmer(&stepped);
@@ -247,6 +292,7 @@ proptest! {
         prop_assert_eq!((report.written, report.removed, report.messages), (0, 0, 0));
         programmer(&stepped).apply(&all(&a, &node_a)).unwrap();
         prop_assert_eq!(state(&stepped), first);
+        visit(&stepped, &a);
         // And one that programmed b last knows nothing of it: a complete change is always right.
         next.apply(&all(&b, &node_b)).unwrap();
         prop_assert_eq!(state(&stepped), state(&direct));
