@@ -28,7 +28,7 @@ fn main() -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            eprintln!("error: {}", portolan_agent::telemetry::one_line(error.as_ref()));
             ExitCode::FAILURE
         }
     }

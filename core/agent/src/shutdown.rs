@@ -1,6 +1,11 @@
 //! Shutdown: one token for the whole daemon, cancelled by SIGTERM or SIGINT.
 
+use std::time::Duration;
+
 use tokio_util::sync::CancellationToken;
+
+/// Signals this close together are one: timeout(1) and terminals send it to the process and again to its group.
+const ONE_SIGNAL: Duration = Duration::from_millis(200);
 
 /// A token that is cancelled by the first SIGTERM or SIGINT (Ctrl-C). A second signal ends the process at once, in case
 /// that something does not let go.
@@ -15,6 +20,8 @@ pub fn on_signal() -> std::io::Result<CancellationToken> {
         let signal = signals.next().await;
         tracing::info!(signal, "shutting down");
         cancelled.cancel();
+        tokio::time::sleep(ONE_SIGNAL).await;
+        let Ok(mut signals) = Signals::new() else { return };
         let signal = signals.next().await;
         tracing::warn!(signal, "second signal: ending at once");
         std::process::exit(1);

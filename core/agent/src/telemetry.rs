@@ -57,3 +57,33 @@ pub fn init(args: LogArgs) {
         LogFormat::Json => subscriber.json().flatten_event(true).with_ansi(false).try_init(),
     };
 }
+
+/// An error with its causes in one line, for the end of a program. A cause that the message before it holds already is
+/// not said again.
+pub fn one_line(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut line = String::new();
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    for cause in causes.map(ToString::to_string) {
+        if line.is_empty() {
+            line = cause;
+        } else if !line.contains(&cause) {
+            line.push_str(": ");
+            line.push_str(&cause);
+        }
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::Context as _;
+
+    #[test]
+    fn a_cause_is_said_once() {
+        let missing = || std::io::Error::from(std::io::ErrorKind::NotFound);
+        let twice = anyhow::Error::from(missing()).context(format!("--manifests /m: {}", missing()));
+        assert_eq!(super::one_line(twice.as_ref()), format!("--manifests /m: {}", missing()));
+        let chain = Err::<(), _>(missing()).context("cannot read").expect_err("an error");
+        assert_eq!(super::one_line(chain.as_ref()), format!("cannot read: {}", missing()));
+    }
+}
