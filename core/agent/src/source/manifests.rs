@@ -6,12 +6,13 @@
 //! second beside that, so that it also works where there are none.
 //!
 //! ```text
-//! files (read) -> objects (decode) -> Cluster: validate, allocate, derive slices -> Events
+//! files (documents) -> objects (decode) -> Cluster: validate, allocate, derive slices -> Events
 //! ```
 
 mod allocate;
 mod cluster;
 mod decode;
+mod documents;
 mod files;
 mod follow;
 mod names;

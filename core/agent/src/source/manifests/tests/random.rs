@@ -6,7 +6,8 @@ use serde_json::{Map, Value, json};
 use crate::source::Wants;
 use crate::source::manifests::cluster::Cluster;
 use crate::source::manifests::default_service_ranges;
-use crate::source::manifests::files::{Files, parse_yaml};
+use crate::source::manifests::documents::parse_yaml;
+use crate::source::manifests::files::Files;
 use crate::source::manifests::state::StateFile;
 
 /// Keys that lead into the code, and some that do not.

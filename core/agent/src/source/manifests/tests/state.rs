@@ -92,6 +92,26 @@ async fn daemons_of_one_folder_agree() {
 }
 
 #[tokio::test]
+async fn what_another_daemon_recorded_wins() {
+    let dir = tempfile::tempdir().unwrap();
+    let named =
+        "{apiVersion: v1, kind: Service, metadata: {name: named}, spec: {clusterIP: 10.96.0.2, ports: [{port: 80}]}}";
+    write_files(dir.path(), &[("web.yaml", &(service("web") + named))]);
+    let mut follower = Follower::start(Options::new(dir.path()), Wants::forwarding()).await;
+    follower.knows("default/web").await;
+    let state = dir.path().join(".portolan-state.json");
+    let text = std::fs::read_to_string(&state).unwrap();
+    let mut value: serde_json::Value = serde_json::from_str(&text).unwrap();
+    value["services"]["default/web"] = serde_json::json!({"clusterIPs": ["10.96.7.7"], "nodePorts": {"80/TCP": 30777}});
+    value["services"]["default/named"] = serde_json::json!({"clusterIPs": ["10.96.0.3"]});
+    std::fs::write(&state, value.to_string()).unwrap();
+    // What a manifest names cannot be overruled.
+    follower
+        .shows("default/named ClusterIP 10.96.0.2 :80/TCP\ndefault/web NodePort 10.96.7.7 :80/TCP@30777")
+        .await;
+}
+
+#[tokio::test]
 async fn a_full_range_says_so_and_recovers() {
     let dir = tempfile::tempdir().unwrap();
     let all: String = ["a", "b", "c", "d", "e", "f", "g"].map(service).concat();
