@@ -1,6 +1,10 @@
 //! Every row of the cluster DNS contract: the DNS specification 1.1.0 for Kubernetes, then CoreDNS where it is silent.
 //! Where the answer differs from CoreDNS on purpose the row says so.
 
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 use hickory_proto::op::{Message, OpCode, ResponseCode};
 use hickory_proto::rr::{DNSClass, RecordType};
 use portolan_dns::answer::{Answered, Transport, Verdict, answer};
@@ -8,45 +12,95 @@ use portolan_dns::zone::config::PodMode;
 use portolan_dns::zone::{Snapshot, Zone};
 
 use crate::fixture::{CLUSTER, config, query, said, with_edns, zone};
+use crate::live::{Live, Setup, ask_tcp, ask_udp};
 
-/// Asks in process, as the server does.
-fn ask(snapshot: &Snapshot, query: &Message, transport: Transport) -> Option<Message> {
-    let mut out = vec![0; 65_535];
-    match answer(&query.to_vec().unwrap(), snapshot, transport, 0, &mut out) {
-        Verdict::Answer(answered) => Some(Message::from_vec(&out[..answered.length]).unwrap()),
-        Verdict::Forward(_) => None,
-        Verdict::Drop => panic!("no reply to a query"),
+/// Questions that CoreDNS answers in another way. The row says which way is right, and mostly why.
+const DIFFERENT: &[&str] = &[];
+
+/// Where the server is that answers a table: ours on loopback, or the one that `DNS_SUBJECT` names (`ADDR:PORT`), which
+/// must serve `cluster.yaml` with a TTL of 5. So the table says what CoreDNS does as well.
+enum Subject {
+    Ours(Live),
+    Theirs(SocketAddr),
+}
+
+impl Subject {
+    fn of(zone: &Zone) -> Self {
+        match std::env::var("DNS_SUBJECT") {
+            Ok(address) => Self::Theirs(address.parse().unwrap()),
+            Err(_) => Self::Ours(Live::start(zone, Setup::default())),
+        }
+    }
+
+    fn address(&self) -> SocketAddr {
+        match self {
+            Self::Ours(live) => live.address,
+            Self::Theirs(address) => *address,
+        }
     }
 }
 
-/// Asks `NAME TYPE` and compares what is said. `FORWARD` means that the question goes upstream.
-fn check(zone: &Zone, question: &str, expect: &[&str]) {
-    let snapshot = zone.reader().load_full();
-    for transport in [Transport::Udp, Transport::Tcp] {
-        let sent = with_edns(query(question), 1232);
-        let Some(reply) = ask(&snapshot, &sent, transport) else {
-            assert_eq!(expect, ["FORWARD"], "{question}");
-            continue;
-        };
-        let owner = sent.queries[0].name().to_string();
-        let expect = expect.iter().map(|line| line.replace('@', &owner)).collect();
-        assert_eq!(said(&reply), expect, "{question}");
-        assert_eq!(reply.queries, sent.queries, "{question}");
-        assert_eq!(reply.metadata.id, 4711);
-        let flags = reply.metadata;
-        assert!(flags.recursion_desired && flags.recursion_available, "{question}");
-        let failed = matches!(flags.response_code, ResponseCode::Refused | ResponseCode::ServFail);
-        assert_eq!(flags.authoritative, !failed, "{question}");
-        assert!(!flags.truncation, "{question}");
-        assert_eq!(reply.edns.map(|edns| edns.max_payload()), Some(1232), "{question}");
+/// Asks in process, where a test needs what no socket shows.
+fn ask(snapshot: &Snapshot, query: &Message, transport: Transport) -> Message {
+    let mut out = vec![0; 65_535];
+    match answer(&query.to_vec().unwrap(), snapshot, transport, 0, &mut out) {
+        Verdict::Answer(answered) => Message::from_vec(&out[..answered.length]).unwrap(),
+        other => panic!("{other:?}"),
     }
+}
+
+/// Asks `NAME TYPE` over UDP and TCP and compares what is said. `FORWARD` means that the question goes upstream.
+fn check(subject: &Subject, question: &str, expect: &[&str]) {
+    let sent = with_edns(query(question), 1232);
+    let bytes = sent.to_vec().unwrap();
+    let owner = sent.queries[0].name().to_string();
+    let expect: BTreeSet<String> = expect.iter().map(|line| line.replace('@', &owner)).collect();
+    for reply in [ask_udp(subject.address(), &bytes), ask_tcp(subject.address(), &bytes)] {
+        let said = said(&reply);
+        match subject {
+            Subject::Ours(_) => check_ours(&sent, &reply, &said, &expect),
+            Subject::Theirs(_) if expect.contains("FORWARD") => {}
+            Subject::Theirs(_) => {
+                let differs = DIFFERENT.contains(&question);
+                assert_eq!(said != expect, differs, "{question}: {said:?}; ours {expect:?}");
+            }
+        }
+    }
+}
+
+fn check_ours(sent: &Message, reply: &Message, said: &BTreeSet<String>, expect: &BTreeSet<String>) {
+    let question = &sent.queries[0];
+    assert_eq!(reply.queries, sent.queries, "{question}");
+    assert_eq!(
+        reply.queries[0].name().to_ascii(),
+        question.name().to_ascii(),
+        "letter case"
+    );
+    assert_eq!(reply.metadata.id, 4711);
+    let flags = reply.metadata;
+    assert!(
+        flags.recursion_desired && flags.recursion_available && !flags.truncation,
+        "{question}"
+    );
+    let edns = reply.edns.as_ref().unwrap();
+    assert_eq!(edns.max_payload(), 1232, "{question}");
+    if expect.contains("FORWARD") {
+        // The server has no upstream, and says so in an extended error.
+        let text: Vec<String> = b"no upstream".iter().map(u8::to_string).collect();
+        let options = format!("{:?}", edns.options());
+        assert!(options.contains(&text.join(", ")), "{question}: {said:?}");
+        return;
+    }
+    assert_eq!(said, expect, "{question}");
+    let failed = matches!(flags.response_code, ResponseCode::Refused | ResponseCode::ServFail);
+    assert_eq!(flags.authoritative, !failed, "{question}");
 }
 
 fn check_all(rows: &[(&str, &[&str])]) {
-    let zone = zone(CLUSTER, config());
-    for (question, expect) in rows {
-        check(&zone, question, expect);
-    }
+    let subject = Subject::of(&zone(CLUSTER, config()));
+    let failed = |row: &&(&str, &[&str])| catch_unwind(AssertUnwindSafe(|| check(&subject, row.0, row.1))).is_err();
+    let failed: Vec<_> = rows.iter().filter(failed).map(|(question, _)| *question).collect();
+    assert!(failed.is_empty(), "{failed:#?}");
 }
 
 #[test]
@@ -266,9 +320,9 @@ fn names_of_addresses() {
     ]);
     let mut config = config();
     config.set_fallthrough(false);
-    let zone = zone(CLUSTER, config);
-    check(&zone, "1.2.0.192.in-addr.arpa. PTR", &["NXDOMAIN"]);
-    check(&zone, "96.10.in-addr.arpa. PTR", &["NODATA"]);
+    let subject = Subject::Ours(Live::start(&zone(CLUSTER, config), Setup::default()));
+    check(&subject, "1.2.0.192.in-addr.arpa. PTR", &["NXDOMAIN"]);
+    check(&subject, "96.10.in-addr.arpa. PTR", &["NODATA"]);
 }
 
 #[test]
@@ -326,20 +380,21 @@ fn pods_by_address() {
     ]);
     let mut disabled = config();
     disabled.pods = PodMode::Disabled;
-    check(&zone(CLUSTER, disabled), "10-244-1-6.shop.pod A", &["NXDOMAIN"]);
+    let subject = Subject::Ours(Live::start(&zone(CLUSTER, disabled), Setup::default()));
+    check(&subject, "10-244-1-6.shop.pod A", &["NXDOMAIN"]);
 }
 
 #[test]
 fn several_zones_hold_the_same_names() {
     let mut config = portolan_dns::ZoneConfig::new(&["cluster.local".into(), "k8s.Example.com".into()]).unwrap();
     config.ttl = 30;
-    let zone = zone(CLUSTER, config);
-    check(&zone, "web.shop.svc A", &["@ 30 A 10.96.0.20"]);
-    check(&zone, "web.shop.svc.k8s.example.com. A", &["@ 30 A 10.96.0.20"]);
-    check(&zone, "gone.shop.svc.k8s.example.com. A", &["NXDOMAIN"]);
-    check(&zone, "example.com. A", &["FORWARD"]);
+    let subject = Subject::Ours(Live::start(&zone(CLUSTER, config), Setup::default()));
+    check(&subject, "web.shop.svc A", &["@ 30 A 10.96.0.20"]);
+    check(&subject, "web.shop.svc.k8s.example.com. A", &["@ 30 A 10.96.0.20"]);
+    check(&subject, "gone.shop.svc.k8s.example.com. A", &["NXDOMAIN"]);
+    check(&subject, "example.com. A", &["FORWARD"]);
     check(
-        &zone,
+        &subject,
         "10.0.96.10.in-addr.arpa. PTR",
         &["@ 30 PTR kube-dns.kube-system.svc.cluster.local."],
     );
@@ -348,21 +403,22 @@ fn several_zones_hold_the_same_names() {
 #[test]
 fn nothing_is_said_before_the_first_sync() {
     let zone = Zone::new(config(), 1);
+    let subject = Subject::Ours(Live::start(&zone, Setup::default()));
     for name in ["web.shop.svc A", "cluster.local. SOA", "10.0.96.10.in-addr.arpa. PTR"] {
-        check(&zone, name, &["SERVFAIL"]);
-        let reply = ask(&zone.reader().load(), &with_edns(query(name), 1232), Transport::Udp).unwrap();
+        check(&subject, name, &["SERVFAIL"]);
+        let reply = ask(&zone.reader().load(), &with_edns(query(name), 1232), Transport::Udp);
         let options = format!("{:?}", reply.edns.unwrap().options());
         let text: Vec<u8> = [&14u16.to_be_bytes()[..], b"not synced"].concat();
         assert!(options.contains(&format!("{text:?}")), "{options}");
     }
-    check(&zone, "www.example.com. A", &["FORWARD"]);
+    check(&subject, "www.example.com. A", &["FORWARD"]);
 }
 
 #[test]
 fn odd_queries() {
     let zone = zone(CLUSTER, config());
     let snapshot = zone.reader().load_full();
-    let ask = |message: &Message| ask(&snapshot, message, Transport::Udp).unwrap();
+    let ask = |message: &Message| ask(&snapshot, message, Transport::Udp);
     let mut chaos = query("web.shop.svc A");
     chaos.queries[0].set_query_class(DNSClass::CH);
     assert_eq!(ask(&chaos).metadata.response_code, ResponseCode::Refused);
@@ -452,7 +508,7 @@ fn large_answers_are_cut_and_rotate() {
             "{limit}"
         );
     }
-    let mut seen = std::collections::BTreeSet::new();
+    let mut seen = BTreeSet::new();
     for rotation in 0..100 {
         let (_, reply) = ask(None, "A", Transport::Udp, rotation);
         seen.insert(reply.answers[0].data.to_string());
@@ -477,7 +533,7 @@ fn large_answers_are_cut_and_rotate() {
 fn additional_records_are_dropped_without_tc() {
     let zone = zone(&large(6), config());
     let message = query("_web._tcp.large.default.svc SRV");
-    let reply = ask(&zone.reader().load(), &message, Transport::Udp).unwrap();
+    let reply = ask(&zone.reader().load(), &message, Transport::Udp);
     assert_eq!(reply.answers.len(), 6);
     assert!(
         !reply.metadata.truncation && reply.additionals.len() < 6,

@@ -3,5 +3,9 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says so by panicking")]
 
 mod contract;
+mod daemon;
 mod fixture;
+mod forwarding;
+mod live;
 mod properties;
+mod sockets;
