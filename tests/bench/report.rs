@@ -96,6 +96,12 @@ impl Metric {
         }
     }
 
+    /// The title without its unit.
+    fn name(self) -> &'static str {
+        let title = self.title();
+        title.rsplit_once(", ").map_or(title, |(name, _)| name)
+    }
+
     /// Whether a ratio between subjects says something about them.
     fn is_compared(self) -> bool {
         self != Self::ChangeAnswerMillis
@@ -246,7 +252,7 @@ impl Measured {
         head.extend(self.subjects.iter().cloned());
         let mut rows = vec![head];
         for metric in self.metrics.iter().filter(|metric| metric.is_compared()) {
-            let mut row = vec![metric.title().split(',').next().unwrap_or_default().to_owned()];
+            let mut row = vec![metric.name().to_owned()];
             for subject in &self.subjects {
                 let at = |size| self.spread(size, *metric, subject).map(|spread| spread.median);
                 row.push(
