@@ -111,6 +111,15 @@ impl Nodes {
                 self.schedule()?;
             }
             None => {
+                // What the folder says and the lab would otherwise write again.
+                for object in self.manifests.objects() {
+                    if matches!(
+                        text(object, "/kind").as_str(),
+                        "Namespace" | "Deployment" | "StatefulSet"
+                    ) {
+                        self.cluster.adopt(object)?;
+                    }
+                }
                 for workload in self.manifests.workloads() {
                     self.cluster.apply(workload)?;
                 }

@@ -53,6 +53,12 @@ impl Manifests {
         Ok(manifests)
     }
 
+    /// Every object, in the order of the files.
+    #[cfg(target_os = "linux")]
+    pub fn objects(&self) -> &[Value] {
+        &self.objects
+    }
+
     /// The Deployments and StatefulSets, whose pods somebody has to make.
     pub fn workloads(&self) -> impl Iterator<Item = &Value> {
         let kind = |object: &&Value| matches!(text(object, "/kind").as_str(), "Deployment" | "StatefulSet");
