@@ -6,6 +6,7 @@
 mod encoding;
 mod fake;
 mod kernel;
+mod namespace;
 mod properties;
 
 use std::collections::BTreeMap;
