@@ -10,6 +10,7 @@ pub mod desired;
 pub mod health;
 pub mod host;
 pub mod http;
+pub mod memory;
 pub mod metrics;
 pub mod state;
 pub mod sync;

@@ -20,6 +20,7 @@ use crate::backend::{Backend, BackendError, Change, Disturbance, Report};
 use crate::desired::{Desired, Occasion};
 use crate::health::HealthChecks;
 use crate::host;
+use crate::memory;
 use crate::metrics::Metrics;
 use crate::state::{State, Status};
 
@@ -167,6 +168,10 @@ impl Sync {
         match outcome {
             Ok(report) => self.applied(&change, &occasion, &report, progress),
             Err(error) => self.failed(&error, progress),
+        }
+        drop(change);
+        if complete {
+            memory::give_back();
         }
         occasion.new_notes.iter().for_each(|note| tracing::warn!("{note}"));
         let addresses = &self.desired.node_plan().node_port_addresses;
