@@ -82,7 +82,10 @@ mod tests {
     fn a_cause_is_said_once() {
         let missing = || std::io::Error::from(std::io::ErrorKind::NotFound);
         let twice = anyhow::Error::from(missing()).context(format!("--manifests /m: {}", missing()));
-        assert_eq!(super::one_line(twice.as_ref()), format!("--manifests /m: {}", missing()));
+        assert_eq!(
+            super::one_line(twice.as_ref()),
+            format!("--manifests /m: {}", missing())
+        );
         let chain = Err::<(), _>(missing()).context("cannot read").expect_err("an error");
         assert_eq!(super::one_line(chain.as_ref()), format!("cannot read: {}", missing()));
     }

@@ -154,7 +154,8 @@ impl Task {
             self.synced::<K>().await?;
             return Ok(ABSENT);
         }
-        let text = with_causes(error);
+        // hyper hides "connection refused" two levels down.
+        let text = crate::telemetry::one_line(error);
         // A forgotten place (410) is the ordinary course of things.
         if code != Some(410) && self.sink.health.down(K::NAME, text.clone()) {
             tracing::warn!(
@@ -185,18 +186,4 @@ fn status_code(error: &watcher::Error) -> Option<u16> {
         | watcher::Error::WatchError(status) => Some(status.code),
         _ => None,
     }
-}
-
-/// The message with those of its causes that add something: hyper hides "connection refused" two levels down.
-fn with_causes(error: &watcher::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(error);
-    while let Some(error) = cause {
-        let more = error.to_string();
-        if !text.contains(&more) {
-            text = format!("{text}: {more}");
-        }
-        cause = error.source();
-    }
-    text
 }
