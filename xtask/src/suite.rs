@@ -180,7 +180,11 @@ pub fn run(args: &Args) -> Result<()> {
     }
     println!("\n=== {}", seconds(start.elapsed()));
     for (name, tally, took) in rows {
-        let state = if tally.failed == 0 { "ok" } else { "FAILED" };
+        let state = match (tally.passed, tally.failed) {
+            (0, 0) => "left out",
+            (_, 0) => "ok",
+            _ => "FAILED",
+        };
         println!(
             "{state:8} {name:12} {:>10}  {} passed, {} failed",
             seconds(took),
