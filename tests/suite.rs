@@ -62,7 +62,9 @@ struct Tally {
 
 fn main() -> ExitCode {
     cleanup::on_signals();
-    match run(&Options::parse()) {
+    let result = run(&Options::parse());
+    cleanup::remove_all();
+    match result {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {

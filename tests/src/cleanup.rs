@@ -75,6 +75,19 @@ pub fn remove(id: &str) {
     LIVE.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
 }
 
+/// Removes every lab of this process that was not removed or kept before: the last thing that a `main` does.
+pub fn remove_all() {
+    let ids: Vec<String> = LIVE
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .iter()
+        .cloned()
+        .collect();
+    for id in ids {
+        remove(&id);
+    }
+}
+
 /// Marks lab `id` as one that stays when its owner ends, until [`sweep`] is told to take such labs as well.
 ///
 /// # Errors
@@ -138,15 +151,7 @@ pub fn on_signals() {
             libc::sigwait(&raw const set, &raw mut signal);
         }
         eprintln!("signal {signal}: taking the labs down");
-        let ids: Vec<String> = LIVE
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .iter()
-            .cloned()
-            .collect();
-        for id in ids {
-            remove(&id);
-        }
+        remove_all();
         std::process::exit(128 + signal);
     });
 }

@@ -24,6 +24,7 @@ use crate::lab::Lab;
 use crate::object::{ObjectKey, merge};
 use crate::subject::Source;
 
+pub use self::follow::Follower;
 pub use self::pods::{ADDRESS_ANNOTATION, PodState};
 
 /// A lab with objects in it.

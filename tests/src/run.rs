@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
 
-use crate::cluster::{Cluster, PodState};
+use crate::cluster::{Cluster, Follower, PodState};
 use crate::daemon::Daemon;
 use crate::lab::{Lab, Pod};
 use crate::object::ObjectKey;
@@ -59,6 +59,8 @@ pub struct Session {
     dns: Option<Daemon>,
     // Daemons end before the cluster does.
     _upstream: Process,
+    // So does whoever else holds the cluster.
+    _follower: Option<Follower>,
     cluster: Arc<Cluster>,
 }
 
@@ -86,14 +88,13 @@ impl Session {
             .second_addresses(true)
             .control_plane(setup.api)
             .build()?;
-        let cluster = if setup.api {
-            let cluster = Arc::new(Cluster::with_api_server(lab)?);
-            cluster.follow_pods()?;
-            cluster
+        let cluster = Arc::new(if setup.api {
+            Cluster::with_api_server(lab)?
         } else {
             let dir = lab.scratch().join("manifests");
-            Arc::new(Cluster::from_manifests(lab, &dir)?)
-        };
+            Cluster::from_manifests(lab, &dir)?
+        });
+        let follower = if setup.api { Some(cluster.follow_pods()?) } else { None };
         let upstream = start_upstream(cluster.lab())?;
         let dns = start_dns(&cluster, setup.dns)?;
         let source = cluster.source();
@@ -109,6 +110,7 @@ impl Session {
             proxies: proxies?,
             dns,
             _upstream: upstream,
+            _follower: follower,
             cluster,
         };
         for daemon in session.daemons() {

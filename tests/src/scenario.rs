@@ -417,7 +417,11 @@ steps:
     fn every_file_reads_and_says_what_it_shows() {
         let all = Scenario::read_all(&Path::new(env!("CARGO_MANIFEST_DIR")).join("scenarios")).unwrap();
         for scenario in &all {
-            assert!(!scenario.covers.is_empty() && !scenario.title.is_empty(), "{}", scenario.name);
+            assert!(
+                !scenario.covers.is_empty() && !scenario.title.is_empty(),
+                "{}",
+                scenario.name
+            );
             assert!(!scenario.steps.is_empty(), "{}", scenario.name);
         }
         assert!(all.len() > 40, "{}", all.len());

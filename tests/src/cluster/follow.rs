@@ -4,27 +4,38 @@
 //! ended some time after it was deleted. Pods that a scenario applied itself are left to the scenario.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Weak};
-use std::thread::JoinHandle;
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use serde_json::Value;
 
-use super::Cluster;
 use super::pods::request;
+use super::{Cluster, lock};
 use crate::api::WatchEvent;
 use crate::object::ObjectKey;
 
 /// How long a deleted pod goes on serving, as one with a `preStop` hook would: long enough for every proxy to leave it.
 const GRACE: Duration = Duration::from_secs(3);
 
+/// Pods are followed while this lives. Dropping it waits for the event that is being handled.
+#[derive(Debug)]
+pub struct Follower {
+    stopped: Arc<Mutex<bool>>,
+}
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        *lock(&self.stopped) = true;
+    }
+}
+
 impl Cluster {
-    /// Starts to bind, run and end the pods that controllers make. The thread ends with the control plane.
+    /// Starts to bind, run and end the pods that controllers make, until the returned guard is dropped.
     ///
     /// # Errors
     /// When the cluster has no API server.
-    pub fn follow_pods(self: &Arc<Self>) -> Result<JoinHandle<()>> {
+    pub fn follow_pods(self: &Arc<Self>) -> Result<Follower> {
         let api = self
             .plane
             .as_ref()
@@ -32,17 +43,27 @@ impl Cluster {
             .api()
             .clone();
         let cluster = Arc::downgrade(self);
-        Ok(std::thread::spawn(move || {
+        let stopped = Arc::new(Mutex::new(false));
+        let follower = Follower {
+            stopped: Arc::clone(&stopped),
+        };
+        std::thread::spawn(move || {
             let each = |event: WatchEvent| {
-                let Some(cluster) = cluster.upgrade() else { return false };
+                // Held while an event is handled: whoever stops the follower knows that nobody holds the cluster any more.
+                let stopped = lock(&stopped);
+                let Some(cluster) = cluster.upgrade().filter(|_| !*stopped) else {
+                    return false;
+                };
                 if let Err(error) = cluster.follow(&event, &Arc::downgrade(&cluster)) {
                     eprintln!("lab: a pod could not be followed: {error:#}");
                 }
+                drop(cluster);
                 true
             };
             // The stream ends when the control plane does; nothing is left to follow then.
             let _ = api.watch("/api/v1/pods", each);
-        }))
+        });
+        Ok(follower)
     }
 
     fn follow(&self, event: &WatchEvent, me: &Weak<Self>) -> Result<()> {
