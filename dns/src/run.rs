@@ -48,10 +48,11 @@ pub async fn run(args: &RunArgs) -> Result<()> {
     });
     let shutdown = shutdown::on_signal().context("cannot handle signals")?;
     let upstreams = Source::parse(&args.upstreams)?;
-    upstreams_of(&forwarder, &upstreams, bound.addresses())?;
+    let named = upstreams_of(&forwarder, &upstreams, bound.addresses())?;
+    let listening = bound.addresses().to_vec();
     let follow = upstreams
         .file()
-        .map(|file| follow(file.into(), forwarder.clone(), bound.addresses().to_vec()));
+        .map(|file| follow(file.into(), named, forwarder.clone(), listening));
 
     let tallies = Arc::new(Tallies::new(config.zones().len()));
     let zone = Zone::new(config, now());
@@ -102,9 +103,9 @@ fn now() -> u32 {
         .map_or(1, |since| since.as_secs() as u32)
 }
 
-/// Sets the upstreams that are named. One on the command line that is this server is an error; one in a file is passed
+/// Sets the upstreams that are named, and returns them. One on the command line that is this server is an error; one in a file is passed
 /// over, because the file is someone else's.
-fn upstreams_of(forwarder: &Forwarder, source: &Source, listening: &[SocketAddr]) -> Result<()> {
+fn upstreams_of(forwarder: &Forwarder, source: &Source, listening: &[SocketAddr]) -> Result<Vec<SocketAddr>> {
     let named = match source.read() {
         Ok(named) => named,
         Err(error) if source.file() == Some("/etc/resolv.conf".as_ref()) => {
@@ -113,7 +114,7 @@ fn upstreams_of(forwarder: &Forwarder, source: &Source, listening: &[SocketAddr]
         }
         Err(error) => return Err(error.into()),
     };
-    let (kept, refused) = without_loops(named, listening);
+    let (kept, refused) = without_loops(named.clone(), listening);
     for error in refused {
         if source.file().is_none() {
             return Err(error.into());
@@ -126,27 +127,28 @@ fn upstreams_of(forwarder: &Forwarder, source: &Source, listening: &[SocketAddr]
         tracing::info!(upstreams = ?kept, "forwarding other names");
     }
     forwarder.set_upstreams(&kept);
-    Ok(())
+    Ok(named)
 }
 
-/// Follows a resolv.conf. It is looked at, not watched: it may be replaced, mounted over or rewritten in place.
-async fn follow(file: PathBuf, forwarder: Forwarder, listening: Vec<SocketAddr>) {
-    let mut known = tokio::fs::read_to_string(&file).await.ok();
+/// Follows a resolv.conf that named `known`. It is looked at, not watched: it may be replaced, mounted over or rewritten
+/// in place. When it is gone for a moment, what was known stays in force.
+async fn follow(file: PathBuf, mut known: Vec<SocketAddr>, forwarder: Forwarder, listening: Vec<SocketAddr>) {
     loop {
         tokio::time::sleep(LOOK).await;
-        let text = match tokio::fs::read_to_string(&file).await {
-            Ok(text) if known.as_deref() == Some(&*text) => continue,
-            Ok(text) => text,
-            // Gone for a moment, perhaps: what was known stays in force.
-            Err(_) => continue,
+        let Ok(text) = tokio::fs::read_to_string(&file).await else {
+            continue;
         };
-        let (kept, refused) = without_loops(parse_resolv_conf(&text), &listening);
+        let named = parse_resolv_conf(&text);
+        if named == known {
+            continue;
+        }
+        known.clone_from(&named);
+        let (kept, refused) = without_loops(named, &listening);
         for error in refused {
             tracing::error!(file = %file.display(), %error, "refusing an upstream");
         }
         tracing::info!(file = %file.display(), upstreams = ?kept, "upstreams changed");
         forwarder.set_upstreams(&kept);
-        known = Some(text);
     }
 }
 

@@ -8,4 +8,5 @@ mod fixture;
 mod forwarding;
 mod live;
 mod properties;
+mod protocol;
 mod sockets;
