@@ -65,6 +65,9 @@ pub struct PortPlan {
     pub cluster: Vec<Backend>,
     /// Endpoints for policy Local: those on this node. Empty also when no frontend uses it.
     pub local: Vec<Backend>,
+    /// Endpoints that may keep the UDP or SCTP flows they have: every ready or serving one, whatever policy and topology
+    /// say about new flows. Sorted. Empty for TCP, whose connections end by themselves.
+    pub serving: Vec<SocketAddr>,
     /// Where traffic is taken in, sorted.
     pub frontends: Vec<Frontend>,
 }

@@ -1,12 +1,12 @@
 //! [`plan_service`]: one Service, one node, one plan.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use ipnet::IpNet;
 use portolan_model::{
-    Family, IpMode, Node, PortEndpoint, Service, ServicePort, ServiceType, ServiceView, TrafficPolicy,
+    Family, IpMode, Node, PortEndpoint, Protocol, Service, ServicePort, ServiceType, ServiceView, TrafficPolicy,
 };
 
 use crate::categorize::{Membership, categorize, uses_local};
@@ -90,6 +90,7 @@ fn plan_port(
         affinity_seconds: service.affinity_seconds,
         cluster,
         local,
+        serving: serving(&endpoints, port.protocol),
         frontends,
     }
 }
@@ -105,6 +106,18 @@ fn backends(endpoints: &[PortEndpoint<'_>], memberships: &[Membership], node: &s
             local: e.endpoint.node_name.as_deref() == Some(node),
         })
         .collect()
+}
+
+/// kube-proxy's conntrack reconciler keeps flows to whatever is ready or serving.
+fn serving(endpoints: &[PortEndpoint<'_>], protocol: Protocol) -> Vec<SocketAddr> {
+    if protocol == Protocol::Tcp {
+        return Vec::new();
+    }
+    let serving = endpoints.iter().filter(|e| {
+        let conditions = e.endpoint.conditions;
+        conditions.ready || (conditions.serving && conditions.terminating)
+    });
+    serving.map(|e| e.address).collect()
 }
 
 /// Frontends of one port in one family, sorted. An address that stands twice is served once, as the kind that comes

@@ -120,6 +120,7 @@ mod tests {
             affinity_seconds: None,
             cluster: Vec::new(),
             local: Vec::new(),
+            serving: Vec::new(),
             frontends,
         };
         let cluster_ip = || frontend(FrontendKind::ClusterIp, Some("10.96.0.1"));

@@ -6,6 +6,7 @@
 
 mod affinity;
 mod claims;
+mod conntrack;
 mod difference;
 mod entries;
 mod frame;
@@ -27,10 +28,11 @@ use std::time::Instant;
 
 use portolan_model::{Family, ServiceName};
 use tokio::sync::mpsc::Sender;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 pub use probe::{cleanup, probe};
 
+use self::conntrack::Conntrack;
 use self::difference::Difference;
 use self::mirror::{Mirror, Plans};
 use self::monitor::Monitor;
@@ -70,6 +72,7 @@ impl NftOptions {
 /// The nftables backend of one network namespace.
 pub struct NftBackend {
     programmer: Programmer<Netlink>,
+    conntrack: Conntrack,
 }
 
 // === impl NftBackend ===
@@ -85,6 +88,7 @@ impl NftBackend {
         let monitor = Monitor::start(&options.table, socket.port_id()?, disturbances)?;
         Ok(Self {
             programmer: Programmer::new(Netlink { socket, monitor }, options),
+            conntrack: Conntrack::open()?,
         })
     }
 }
@@ -94,8 +98,18 @@ impl Backend for NftBackend {
         "nftables"
     }
 
+    /// Connection tracking follows the rules: a flow that is ended before them would come back the old way.
     fn apply(&mut self, change: &Change) -> Result<Report, BackendError> {
-        self.programmer.apply(change)
+        let outcome = self.programmer.apply(change);
+        if matches!(outcome, Err(BackendError::System { .. })) {
+            return outcome;
+        }
+        match self.conntrack.follow(change) {
+            Ok(0) => {}
+            Ok(ended) => debug!(ended, "ended flows whose endpoint serves no more"),
+            Err(error) => warn!(%error, "cannot end flows of endpoints that serve no more; they end by themselves"),
+        }
+        outcome
     }
 
     fn status(&self) -> Vec<(String, String)> {

@@ -122,6 +122,7 @@ fn specimen() -> ServicePlan {
             affinity_seconds: Some(1),
             cluster: vec![backend],
             local: vec![backend],
+            serving: Vec::new(),
             frontends: vec![
                 frontend(FrontendKind::ClusterIp, Some(address), 1, routes),
                 frontend(

@@ -54,6 +54,7 @@ fn service(name: &str, endpoints: &[&str]) -> Made {
             affinity_seconds: None,
             local: endpoints.iter().copied().filter(|e| e.local).collect(),
             cluster: endpoints,
+            serving: Vec::new(),
             frontends: Vec::new(),
         }],
         health_check: None,

@@ -135,6 +135,7 @@ fn plan(name: &str, frontend: SocketAddr, endpoints: &[SocketAddr]) -> ServicePl
         affinity_seconds: None,
         cluster: endpoints.iter().map(backend).collect(),
         local: Vec::new(),
+        serving: Vec::new(),
         frontends: vec![Frontend {
             kind: FrontendKind::ClusterIp,
             address: Some(frontend.ip()),

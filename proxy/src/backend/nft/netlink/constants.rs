@@ -143,3 +143,25 @@ pub(crate) const NFTNL_UDATA_COMMENT: u8 = 0;
 pub(crate) const NFTNL_UDATA_SET_COMMENT: u8 = 7;
 
 pub(crate) const NFTA_GEN_ID: u16 = 1;
+
+// linux/netfilter/nfnetlink_conntrack.h; the filter's flags stand in net/netfilter/nf_internals.h.
+pub(crate) const NFNL_SUBSYS_CTNETLINK: u16 = 1;
+pub(crate) const IPCTNL_MSG_CT_GET: u8 = 1;
+pub(crate) const IPCTNL_MSG_CT_DELETE: u8 = 2;
+pub(crate) const CTA_TUPLE_ORIG: u16 = 1;
+pub(crate) const CTA_TUPLE_REPLY: u16 = 2;
+pub(crate) const CTA_ZONE: u16 = 18;
+pub(crate) const CTA_FILTER: u16 = 25;
+pub(crate) const CTA_FILTER_ORIG_FLAGS: u16 = 1;
+pub(crate) const CTA_FILTER_REPLY_FLAGS: u16 = 2;
+pub(crate) const CTA_FILTER_F_PROTO_NUM: u32 = 1 << 3;
+pub(crate) const CTA_FILTER_F_PROTO_DST_PORT: u32 = 1 << 5;
+pub(crate) const CTA_TUPLE_IP: u16 = 1;
+pub(crate) const CTA_TUPLE_PROTO: u16 = 2;
+pub(crate) const CTA_IP_V4_SRC: u16 = 1;
+pub(crate) const CTA_IP_V4_DST: u16 = 2;
+pub(crate) const CTA_IP_V6_SRC: u16 = 3;
+pub(crate) const CTA_IP_V6_DST: u16 = 4;
+pub(crate) const CTA_PROTO_NUM: u16 = 1;
+pub(crate) const CTA_PROTO_SRC_PORT: u16 = 2;
+pub(crate) const CTA_PROTO_DST_PORT: u16 = 3;

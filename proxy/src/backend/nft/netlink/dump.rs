@@ -10,11 +10,23 @@ use super::socket::Socket;
 /// How often a dump is begun anew because the ruleset changed under it.
 const ATTEMPTS: usize = 50;
 
-/// Lists objects (`NFT_MSG_GET*`). `each` sees every message of one consistent list; `reset` is called before the list
-/// is begun anew. `Ok(false)`: what was asked for does not exist.
+/// Lists nf_tables objects (`NFT_MSG_GET*`); see [`dump_messages`].
 pub(crate) fn dump<T>(
     socket: &mut Socket,
     kind: u8,
+    family: u8,
+    fill: impl Fn(&mut Writer<'_>),
+    each: impl FnMut(&mut T, &Message<'_>),
+    new: impl Fn() -> T,
+) -> io::Result<Option<T>> {
+    dump_messages(socket, nft(kind), family, fill, each, new)
+}
+
+/// Lists what messages of type `kind` list. `each` sees every message of one consistent list, in what `new` made; that
+/// is made anew when the list has to be begun anew. `None`: what was asked for does not exist.
+pub(crate) fn dump_messages<T>(
+    socket: &mut Socket,
+    kind: u16,
     family: u8,
     fill: impl Fn(&mut Writer<'_>),
     mut each: impl FnMut(&mut T, &Message<'_>),
@@ -24,7 +36,7 @@ pub(crate) fn dump<T>(
     for attempt in 0..ATTEMPTS {
         let sequence = u32::try_from(attempt + 1).unwrap_or(1);
         let mut request = Vec::new();
-        message::write(&mut request, nft(kind), NLM_F_DUMP, sequence, (family, 0), &fill);
+        message::write(&mut request, kind, NLM_F_DUMP, sequence, (family, 0), &fill);
         socket.send(&request)?;
         let mut found = new();
         match read(socket, sequence, |message| each(&mut found, message))? {

@@ -48,6 +48,11 @@ pub(crate) fn nft(kind: u8) -> u16 {
     (NFNL_SUBSYS_NFTABLES << 8) | u16::from(kind)
 }
 
+/// The type of a connection tracking message.
+pub(crate) fn conntrack(kind: u8) -> u16 {
+    (NFNL_SUBSYS_CTNETLINK << 8) | u16::from(kind)
+}
+
 /// A message that the kernel sent.
 #[derive(Clone)]
 pub(crate) struct Message<'a> {

@@ -60,6 +60,7 @@ fn port() -> impl Strategy<Value = PortPlan> {
                 affinity_seconds: seconds,
                 local: cluster.iter().copied().filter(|e| e.local).collect(),
                 cluster,
+                serving: Vec::new(),
                 frontends: Vec::new(),
             };
             for (kind, n, number, choices, ranges) in frontends {
