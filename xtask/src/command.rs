@@ -31,10 +31,21 @@ pub fn target_dir() -> PathBuf {
 }
 
 /// The cargo that runs this program, in the top folder of the checkout.
+///
+/// What `cargo run` tells this program of its own package must not reach that cargo: ring's build script watches those
+/// variables, so ring and everything behind it would be built anew whenever xtask and a person take turns.
 pub fn cargo() -> Command {
     let program = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(program);
     command.current_dir(workspace()).stdin(Stdio::null());
+    for (name, _) in std::env::vars_os() {
+        if name
+            .to_str()
+            .is_some_and(|name| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_"))
+        {
+            command.env_remove(name);
+        }
+    }
     command
 }
 
