@@ -1,3 +1,5 @@
+//! Routes, readiness and metrics over real sockets.
+
 use super::*;
 use prometheus_client::metrics::counter::Counter;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};

@@ -3,6 +3,9 @@
 use serde_json::{Value, json};
 
 use super::*;
+use crate::endpoint::{Conditions, EndpointSlice};
+use crate::name::Interner;
+use crate::service::{Family, IpMode, Service, ServiceType};
 
 fn service(spec: Value) -> (Option<Service>, Vec<String>) {
     service_with_status(spec, json!({}))
