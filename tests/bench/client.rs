@@ -18,8 +18,9 @@ use socket2::{Domain, Protocol, Socket, Type};
 const STEP: Duration = Duration::from_millis(1);
 /// How many attempts may be under way. The oldest is given up when there are more.
 const UNDER_WAY: usize = 32;
-/// How long one connection to a Service that works may take.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// How long one connection and its answer may take before the next attempt: far longer than it does take, and short enough
+/// that a lost packet does not pass for a slow proxy.
+const PATIENCE: Duration = Duration::from_millis(50);
 
 /// Waits for the first connection to `target` from the calling thread's namespace and returns when it was made.
 ///

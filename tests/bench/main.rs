@@ -22,7 +22,8 @@
 //! - Each subject has a node and a client pod of its own. A node is clean when its proxy starts: no tables, no conntrack
 //!   entries. That no connection succeeds before the start is part of the measurement.
 //! - The client tries every millisecond from a thread of its own, each time from a fresh port; earlier attempts may still
-//!   succeed. It resets what it opened, so that nothing is left in TIME_WAIT. To find the new endpoint among the others it
+//!   succeed. It resets what it opened, so that nothing is left in TIME_WAIT, and the nodes' connection tracking forgets
+//!   vain attempts after a second, so that none of them stands in the way of a later one. To find the new endpoint among the others it
 //!   asks who answers, pausing a hundredth of the time that has passed: the resolution is one per cent or better than 1 ms.
 //! - The Services that are asked have real pods behind them; all others have endpoints at addresses where nobody is.
 //! - kube-proxy logs at its default verbosity.

@@ -142,6 +142,7 @@ impl Site {
             seat.node,
             subject.name()
         );
+        forget_attempts_soon(node)?;
         let meter = self.meter(seat)?;
         let (cpu_before, peak) = (meter.cpu()?, meter.watch_peak());
         let stop = AtomicBool::new(false);
@@ -160,6 +161,7 @@ impl Site {
         let connected =
             connected.with_context(|| format!("{} did not serve\n{}", daemon.name(), daemon.log_tail(20)))?;
         let cpu = meter.quiet(PATIENCE)?.saturating_sub(cpu_before);
+        node.place.output("conntrack", ["-F"])?;
         Ok(Loaded {
             daemon,
             first_connection: connected.saturating_duration_since(started),
@@ -266,6 +268,18 @@ fn start_pod(lab: &Lab, node: &str, name: String, listens: bool) -> Result<Arc<P
         listen: listens.then(tcp).into_iter().collect(),
         ..PodRequest::default()
     })
+}
+
+/// Lets the node's connection tracking forget in a second that a connection was tried in vain.
+///
+/// It is switched on when a proxy begins to hand rules to the kernel, which for kube-proxy is long before they take effect.
+/// Every attempt of that time would leave an entry without translation for two minutes; a later attempt from the same port
+/// would meet it and fail although the Service works.
+fn forget_attempts_soon(node: &Host) -> Result<()> {
+    node.place.output("conntrack", ["-F"])?;
+    node.place
+        .netns
+        .sysctl(&[("net.netfilter.nf_conntrack_tcp_timeout_syn_sent", "1")])
 }
 
 /// Prints what the figures depend on.
