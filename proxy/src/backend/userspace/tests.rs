@@ -187,6 +187,13 @@ fn echo(name: char) -> SocketAddr {
     })
 }
 
+/// The frontend takes the connection and resets it. The reset may be there before connect() returns.
+#[track_caller]
+fn check_reset(frontend: SocketAddr) {
+    let read = connect_from([127, 0, 0, 1], frontend).and_then(|mut client| client.read(&mut [0]));
+    assert_eq!(read.unwrap_err().kind(), ErrorKind::ConnectionReset);
+}
+
 /// An address at which connections are refused for as long as the socket lives.
 fn dead() -> (Socket, SocketAddr) {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();

@@ -153,8 +153,7 @@ fn an_endpoint_that_refuses_is_passed_over() {
         assert_eq!(name(&mut connect(frontend)), 'a');
     }
     rig.apply(&[&plan("web", frontend, &[gone])]);
-    let error = connect(frontend).read(&mut [0]).unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+    check_reset(frontend);
     rig.wait_for("tcp connections without", "1");
 }
 
