@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use portolan_model::{Delta, Event, Node, ServiceName, World};
+use portolan_model::{Delta, Event, Node, Object, ServiceName, World};
 use portolan_plan::{HealthCheckPlan, HostAddress, NodePlan, Options, plan_node, plan_service};
 
 use crate::backend::Change;
@@ -63,9 +63,9 @@ impl Desired {
 
     /// Takes events in.
     pub fn take_in(&mut self, events: impl IntoIterator<Item = Event>) {
-        events
-            .into_iter()
-            .for_each(|event| self.world.apply(event, &mut self.delta));
+        for event in events {
+            self.world.apply(without_names(event), &mut self.delta);
+        }
     }
 
     /// Takes in what addresses the machine has now.
@@ -220,6 +220,20 @@ impl Desired {
         let count = |which: fn(&(bool, bool)) -> bool| self.no_local.values().filter(|flags| which(flags)).count();
         (count(|flags| flags.0), count(|flags| flags.1))
     }
+}
+
+/// Names of endpoints are the DNS server's business. Without them an endpoint that changes its name changes nothing here,
+/// and endpoints take less memory.
+fn without_names(mut event: Event) -> Event {
+    if let Event::Apply(Object::EndpointSlice(slice)) = &mut event {
+        for endpoint in &mut slice.endpoints {
+            endpoint.target_pod = None;
+            endpoint.hostname = None;
+            endpoint.zone = None;
+            endpoint.more_addresses = None;
+        }
+    }
+    event
 }
 
 fn zone(node: &Option<Node>) -> Option<&str> {

@@ -1,6 +1,6 @@
 //! What events make of changes.
 
-use portolan_model::{Interner, Object, ObjectKey, parse};
+use portolan_model::{Interner, ObjectKey, parse};
 use serde_json::{Value, json};
 
 use super::*;
@@ -66,6 +66,17 @@ fn one_changed_slice_plans_one_service() {
     assert_eq!(named(desired.change(false)), (vec!["s7".into()], vec![]));
     desired.take_in([slice("s7", json!([{"addresses": ["10.244.1.3"]}]))]);
     assert!(desired.change(false).is_none(), "the same slice again");
+}
+
+/// A pod's name is no business of forwarding: its change plans nothing.
+#[test]
+fn names_of_endpoints_are_not_kept() {
+    let mut desired = desired(1);
+    desired.change(true);
+    let named =
+        json!([{"addresses": ["10.244.1.2"], "hostname": "web-0", "targetRef": {"kind": "Pod", "name": "web-0"}}]);
+    desired.take_in([slice("s0", named)]);
+    assert!(desired.change(false).is_none());
 }
 
 #[test]
