@@ -1,7 +1,6 @@
 //! Desired: the World and what it asks of this node. Turns events into [`Change`]s; does no I/O.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 
 use ipnet::IpNet;
 use portolan_model::{Delta, Event, Node, Object, ServiceName, World};
@@ -195,11 +194,6 @@ impl Desired {
     /// The options.
     pub fn options(&self) -> &Options {
         &self.options
-    }
-
-    /// The machine's addresses.
-    pub fn host(&self) -> Vec<IpAddr> {
-        self.host.iter().map(|address| address.0).collect()
     }
 
     /// Health check ports by Service.
