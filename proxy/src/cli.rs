@@ -5,12 +5,16 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use ipnet::IpNet;
 use portolan_agent::source::{Config, NodeSelection, SourceArgs, Wants};
+use portolan_agent::telemetry::{LogArgs, LogFormat};
 use portolan_agent::version::LONG_VERSION;
 use portolan_model::Protocol;
-use portolan_model::parse::{parse_cidr, parse_ip};
-use portolan_plan::{NodePortAddresses, Options, Packet, PodDetection};
+use portolan_model::parse::parse_ip;
+use portolan_plan::Packet;
+
+use crate::config::flags::KubeProxyFlags;
+use crate::config::settings::Mode;
+use crate::config::{self, KubeProxyConfiguration, Loaded, Settings};
 
 /// How long a one-shot command waits for its source.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -27,7 +31,7 @@ pub struct Cli {
     pub run: RunArgs,
     /// How to log
     #[command(flatten)]
-    pub log: portolan_agent::telemetry::LogArgs,
+    pub log: LogArgs,
 }
 
 /// What to do.
@@ -52,48 +56,40 @@ pub struct PlanFlags {
     #[command(flatten)]
     pub source: SourceArgs,
     /// Name of this node's Node object; endpoints that carry it are local
-    #[arg(long, alias = "hostname-override", env = "NODE_NAME", value_name = "NAME", default_value_t = host_name())]
-    pub node_name: String,
+    /// [default: hostnameOverride of the configuration, else the machine's name]
+    #[arg(long, alias = "hostname-override", env = "NODE_NAME", value_name = "NAME")]
+    pub node_name: Option<String>,
+    /// kube-proxy's configuration (KubeProxyConfiguration, kubeproxy.config.k8s.io/v1alpha1); it wins over the flags
+    /// that kube-proxy has, except --node-name, --kubeconfig where it names none, and --master
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
     /// Ranges of all pods' addresses, one of each family; default: the Node's own spec.podCIDRs
-    #[arg(long, value_name = "CIDR,CIDR", value_delimiter = ',', value_parser = cidr)]
-    pub cluster_cidr: Vec<IpNet>,
-    /// How packets from pods are recognised
-    #[arg(long, value_name = "MODE", default_value = "ClusterCIDR")]
-    pub detect_local_mode: DetectLocalMode,
+    #[arg(long, value_name = "CIDR,CIDR")]
+    pub cluster_cidr: Option<String>,
+    /// How packets from pods are recognised: ClusterCIDR, NodeCIDR, BridgeInterface or InterfaceNamePrefix
+    #[arg(long, value_name = "MODE")]
+    pub detect_local_mode: Option<String>,
     /// Bridge that pods are behind, for --detect-local-mode BridgeInterface
-    #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true)]
-    pub pod_bridge_interface: String,
+    #[arg(long, value_name = "NAME")]
+    pub pod_bridge_interface: Option<String>,
     /// Start of pods' interface names, for --detect-local-mode InterfaceNamePrefix
-    #[arg(long, value_name = "PREFIX", default_value = "", hide_default_value = true)]
-    pub pod_interface_name_prefix: String,
-    /// Ranges of this node's addresses that node ports are served on, or `primary`
-    #[arg(
-        long,
-        value_name = "CIDR,CIDR|primary",
-        value_delimiter = ',',
-        default_value = "primary"
-    )]
+    #[arg(long, value_name = "PREFIX")]
+    pub pod_interface_name_prefix: Option<String>,
+    /// Ranges of this node's addresses that node ports are served on, or `primary`, `localhost`, `all` [default: primary]
+    #[arg(long, value_name = "CIDR,CIDR|primary", value_delimiter = ',')]
     pub nodeport_addresses: Vec<String>,
+    /// Which kube-proxy mode's defaults to take: nftables, iptables or ipvs
+    #[arg(long, value_name = "MODE")]
+    pub proxy_mode: Option<String>,
+    /// The node's own address, where the Node object's is not the right one
+    #[arg(long, value_name = "ADDR")]
+    pub bind_address: Option<String>,
     /// Masquerade all traffic to cluster IPs
-    #[arg(long)]
-    pub masquerade_all: bool,
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub masquerade_all: Option<bool>,
     /// Do not serve spec.externalIPs (whoever may write Services can claim any address with them, CVE-2020-8554)
     #[arg(long)]
     pub no_external_ips: bool,
-}
-
-/// `detectLocalMode`, in kube-proxy's spelling.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-#[allow(missing_docs, reason = "the words of the option")]
-pub enum DetectLocalMode {
-    #[value(name = "ClusterCIDR")]
-    ClusterCidr,
-    #[value(name = "NodeCIDR")]
-    NodeCidr,
-    #[value(name = "BridgeInterface")]
-    BridgeInterface,
-    #[value(name = "InterfaceNamePrefix")]
-    InterfaceNamePrefix,
 }
 
 /// Which backend.
@@ -117,13 +113,9 @@ pub struct RunArgs {
     /// What plans depend on
     #[command(flatten)]
     pub plan: PlanFlags,
-    /// How to make Services work
-    #[arg(long, alias = "proxy-mode", value_name = "BACKEND", default_value = "auto")]
-    pub backend: BackendChoice,
-    /// Bit of the packet mark that asks for masquerading
-    #[arg(long, alias = "iptables-masquerade-bit", value_name = "BIT", default_value_t = 14,
-          value_parser = clap::value_parser!(u8).range(0..32))]
-    pub masquerade_bit: u8,
+    /// How to make Services work [default: what the configuration's mode asks for, else auto]
+    #[arg(long, value_name = "BACKEND")]
+    pub backend: Option<BackendChoice>,
     /// Send PROXY protocol v2 to endpoints (userspace backend only; every endpoint must expect it)
     #[arg(long)]
     pub proxy_protocol: bool,
@@ -133,12 +125,12 @@ pub struct RunArgs {
     /// Where maps and links are pinned; only the eBPF backend, which this version lacks, looks at it
     #[arg(long, value_name = "DIR", hide = true)]
     pub bpffs: Option<PathBuf>,
-    /// Where /healthz and /livez are served
-    #[arg(long, value_name = "ADDR:PORT", default_value = "0.0.0.0:10256")]
-    pub healthz_bind_address: SocketAddr,
-    /// Where /metrics, /status and /proxyMode are served
-    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:10249")]
-    pub metrics_bind_address: SocketAddr,
+    /// How much to log, in kube-proxy's numbers: 4 and more means debug, 6 and more trace
+    #[arg(long = "v", value_name = "N", hide_short_help = true)]
+    pub klog_verbosity: Option<u32>,
+    /// kube-proxy's flags
+    #[command(flatten)]
+    pub kube_proxy: KubeProxyFlags,
 }
 
 /// Flags of `plan`.
@@ -185,10 +177,6 @@ pub enum Output {
     Json,
 }
 
-fn cidr(text: &str) -> Result<IpNet, String> {
-    parse_cidr(text)
-}
-
 fn destination(text: &str) -> Result<(SocketAddr, Protocol), String> {
     let (address, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
     let protocol = match protocol.to_ascii_lowercase().as_str() {
@@ -211,60 +199,107 @@ fn host_name() -> String {
 // === impl PlanFlags ===
 
 impl PlanFlags {
-    /// The planner's options.
+    /// What the flags and the configuration file say together.
     ///
     /// # Errors
-    /// Names the flag that does not fit.
-    pub fn options(&self) -> anyhow::Result<Options> {
-        let named = |flag: &str, value: &str| {
-            anyhow::ensure!(
-                !value.is_empty(),
-                "--detect-local-mode {:?} needs {flag}",
-                self.detect_local_mode
-            );
-            Ok(value.to_string())
-        };
-        let pod_detection = match self.detect_local_mode {
-            DetectLocalMode::ClusterCidr => PodDetection::ClusterCidr(self.cluster_cidr.clone()),
-            DetectLocalMode::NodeCidr => PodDetection::NodeCidr,
-            DetectLocalMode::BridgeInterface => {
-                PodDetection::BridgeInterface(named("--pod-bridge-interface", &self.pod_bridge_interface)?)
-            }
-            DetectLocalMode::InterfaceNamePrefix => {
-                let prefix = named("--pod-interface-name-prefix", &self.pod_interface_name_prefix)?;
-                PodDetection::InterfaceNamePrefix(prefix)
-            }
-        };
-        Ok(Options {
-            node_name: self.node_name.clone(),
-            masquerade_all: self.masquerade_all,
-            pod_detection,
-            node_port_addresses: self.node_port_addresses()?,
-            external_ips: !self.no_external_ips,
-        })
+    /// Names the file, the line and the field, or the flag, that cannot be.
+    pub fn settings(&self) -> anyhow::Result<Settings> {
+        self.settings_with(&KubeProxyFlags::default())
     }
 
-    fn node_port_addresses(&self) -> anyhow::Result<NodePortAddresses> {
-        if self.nodeport_addresses.iter().any(|text| text == "primary") {
-            anyhow::ensure!(
-                self.nodeport_addresses.len() == 1,
-                "--nodeport-addresses: `primary` stands alone"
-            );
-            return Ok(NodePortAddresses::Primary);
+    fn settings_with(&self, flags: &KubeProxyFlags) -> anyhow::Result<Settings> {
+        let loaded = match &self.config {
+            Some(file) => config::file::load(file)?,
+            None => {
+                let mut config = KubeProxyConfiguration::default();
+                self.fill(&mut config);
+                flags.fill(&mut config);
+                Loaded {
+                    config,
+                    ..Loaded::default()
+                }
+            }
+        };
+        let named = self.node_name.clone().filter(|name| !name.trim().is_empty());
+        let configured = Some(loaded.config.hostname_override.clone()).filter(|name| !name.is_empty());
+        let node_name = named.or(configured).unwrap_or_else(host_name).trim().to_lowercase();
+        Settings::new(loaded, &node_name, !self.no_external_ips)
+    }
+
+    fn fill(&self, config: &mut KubeProxyConfiguration) {
+        fn put(field: &mut String, flag: &Option<String>) {
+            if let Some(value) = flag {
+                field.clone_from(value);
+            }
         }
-        let cidrs: Result<Vec<IpNet>, String> = self.nodeport_addresses.iter().map(|text| parse_cidr(text)).collect();
-        cidrs
-            .map(NodePortAddresses::Cidrs)
-            .map_err(|cause| anyhow::anyhow!("--nodeport-addresses: {cause}"))
+        put(&mut config.cluster_cidr, &self.cluster_cidr);
+        put(&mut config.detect_local_mode, &self.detect_local_mode);
+        put(&mut config.detect_local.bridge_interface, &self.pod_bridge_interface);
+        put(
+            &mut config.detect_local.interface_name_prefix,
+            &self.pod_interface_name_prefix,
+        );
+        put(&mut config.mode, &self.proxy_mode);
+        put(&mut config.bind_address, &self.bind_address);
+        config.node_port_addresses.clone_from(&self.nodeport_addresses);
+        config.iptables.masquerade_all = self.masquerade_all.unwrap_or_default();
+        config.nftables.masquerade_all = config.iptables.masquerade_all;
     }
 
     /// What to read: what kube-proxy reads.
-    pub fn source(&self) -> Config {
+    pub fn source(&self, settings: &Settings) -> Config {
         let wants = Wants {
-            nodes: NodeSelection::Named(self.node_name.clone()),
+            nodes: NodeSelection::Named(settings.options.node_name.clone()),
             ..Wants::forwarding()
         };
-        self.source.config(wants, "portolan-proxy")
+        let mut source = self.source.clone();
+        let configured = &settings.config.client_connection.kubeconfig;
+        if source.manifests.is_none() && source.kubeconfig.is_none() && !configured.is_empty() {
+            source.kubeconfig = Some(configured.into());
+        }
+        source.config(wants, "portolan-proxy")
+    }
+}
+
+// === impl RunArgs ===
+
+impl RunArgs {
+    /// What the flags and the configuration file say together.
+    ///
+    /// # Errors
+    /// Names the file, the line and the field, or the flag, that cannot be.
+    pub fn settings(&self) -> anyhow::Result<Settings> {
+        let mut settings = self.plan.settings_with(&self.kube_proxy)?;
+        let idle = self.kube_proxy.without_meaning.given();
+        if !idle.is_empty() {
+            let note = format!("these flags have no meaning for portolan-proxy: {}", idle.join(", "));
+            settings.notes.push(note);
+        }
+        Ok(settings)
+    }
+
+    /// The backend to take.
+    pub fn backend(&self, settings: &Settings) -> BackendChoice {
+        self.backend.unwrap_or(match settings.mode {
+            Mode::Nftables => BackendChoice::Nft,
+            Mode::Unset | Mode::Other => BackendChoice::Auto,
+        })
+    }
+
+    /// How to log: the flags, else what the configuration says.
+    pub fn log(&self, mut log: LogArgs, settings: &Settings) -> LogArgs {
+        let configured = &settings.config.logging;
+        let level = self.klog_verbosity.unwrap_or(configured.verbosity);
+        let level = match level {
+            0..4 => 0,
+            4..6 => 1,
+            _ => 2,
+        };
+        log.verbose = log.verbose.max(level);
+        if configured.format == "json" {
+            log.log_format = LogFormat::Json;
+        }
+        log
     }
 }
 
@@ -304,16 +339,18 @@ mod tests {
             "192.168.0.0/16,fd00::/8",
         ]);
         assert!(cli.command.is_none());
-        let options = cli.run.plan.options().expect("options");
+        let options = cli.run.settings().expect("settings").options;
         assert_eq!(options.node_name, "n1");
-        assert!(matches!(options.pod_detection, PodDetection::ClusterCidr(cidrs) if cidrs.len() == 2));
-        assert!(matches!(options.node_port_addresses, NodePortAddresses::Cidrs(cidrs) if cidrs.len() == 2));
+        assert!(matches!(options.pod_detection, portolan_plan::PodDetection::ClusterCidr(cidrs) if cidrs.len() == 2));
+        assert!(
+            matches!(options.node_port_addresses, portolan_plan::NodePortAddresses::Cidrs(cidrs) if cidrs.len() == 2)
+        );
     }
 
     #[test]
     fn a_mode_without_its_value_names_the_flag() {
         let cli = Cli::parse_from(["portolan-proxy", "--detect-local-mode", "BridgeInterface"]);
-        let error = cli.run.plan.options().expect_err("a flag is missing").to_string();
+        let error = cli.run.settings().expect_err("a flag is missing").to_string();
         assert!(error.contains("--pod-bridge-interface"), "{error}");
     }
 

@@ -25,13 +25,15 @@ pub(crate) struct Look {
 
 /// Reads the source once and plans the node.
 pub(crate) async fn look(flags: &PlanFlags) -> anyhow::Result<Look> {
-    let options = flags.options()?;
-    let snapshot = read_once(flags.source(), PATIENCE)
+    let settings = flags.settings()?;
+    settings.notes.iter().for_each(|note| eprintln!("note: {note}"));
+    let snapshot = read_once(flags.source(&settings), PATIENCE)
         .await
         .context("cannot read the source")?;
     for problem in &snapshot.problems {
         eprintln!("warning: {problem}");
     }
+    let options = settings.options;
     let host = host::addresses().context("cannot list this machine's addresses")?;
     let node = snapshot.world.node(&options.node_name).cloned();
     let node = node.or_else(|| {

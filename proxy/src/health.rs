@@ -13,6 +13,7 @@ use axum::Router;
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use portolan_agent::events::{Notice, Severity};
 use portolan_model::ServiceName;
 use portolan_plan::HealthCheckPlan;
 use tokio::net::TcpListener;
@@ -51,6 +52,23 @@ pub struct HealthCheckError {
     /// The system's answer.
     #[source]
     pub source: std::io::Error,
+}
+
+// === impl HealthCheckError ===
+
+impl HealthCheckError {
+    /// kube-proxy's Event about the Service.
+    pub fn notice(&self) -> Notice {
+        Notice {
+            kind: "Service",
+            namespace: self.service.namespace.to_string(),
+            name: self.service.name.to_string(),
+            severity: Severity::Warning,
+            reason: "FailedToStartServiceHealthcheck",
+            action: "Listen",
+            note: self.to_string(),
+        }
+    }
 }
 
 // === impl HealthChecks ===

@@ -12,6 +12,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot};
 
+use crate::config::KubeProxyConfiguration;
 use crate::metrics::Metrics;
 use crate::state::{self, Health, Status};
 
@@ -26,6 +27,8 @@ pub struct Shared {
     pub questions: mpsc::Sender<oneshot::Sender<Status>>,
     /// The word of `/proxyMode`.
     pub mode: &'static str,
+    /// What `/configz` shows.
+    pub config: Arc<KubeProxyConfiguration>,
 }
 
 /// `/healthz` and `/livez`, for `--healthz-bind-address`.
@@ -36,10 +39,12 @@ pub fn health_routes(shared: Shared) -> Router {
         .with_state(shared)
 }
 
-/// `/proxyMode` and `/status`, for `--metrics-bind-address`.
+/// `/proxyMode`, `/configz`, `/healthz` and `/status`, for `--metrics-bind-address`.
 pub fn admin_routes(shared: Shared) -> Router {
     Router::new()
         .route("/proxyMode", get(proxy_mode))
+        .route("/configz", get(configz))
+        .route("/healthz", get(alive))
         .route("/status", get(status))
         .with_state(shared)
 }
@@ -95,7 +100,25 @@ fn answer(code: StatusCode, body: &Value) -> Response {
 }
 
 async fn proxy_mode(State(shared): State<Shared>) -> Response {
-    ([(header::CONTENT_TYPE, "text/plain; charset=utf-8")], shared.mode).into_response()
+    plain(shared.mode)
+}
+
+/// That the process answers; kube-proxy's metrics port has this page too, and says no more.
+async fn alive() -> Response {
+    plain("ok")
+}
+
+fn plain(text: &'static str) -> Response {
+    let headers = [
+        (header::CONTENT_TYPE, "text/plain; charset=utf-8"),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+    ];
+    (headers, text).into_response()
+}
+
+/// The configuration that is in force, under the name of its API group as all of Kubernetes' components do.
+async fn configz(State(shared): State<Shared>) -> Response {
+    answer(StatusCode::OK, &json!({"kubeproxy.config.k8s.io": *shared.config}))
 }
 
 async fn status(State(shared): State<Shared>) -> Response {

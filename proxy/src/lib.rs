@@ -6,10 +6,12 @@
 pub mod backend;
 pub mod cli;
 pub mod command;
+pub mod config;
 pub mod desired;
 pub mod health;
 pub mod host;
 pub mod http;
+pub mod limits;
 pub mod memory;
 pub mod metrics;
 pub mod state;

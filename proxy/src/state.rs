@@ -8,9 +8,6 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-/// How long a change may wait before the proxy calls itself unhealthy: twice kube-proxy's default `syncPeriod`.
-pub const PATIENCE: Duration = Duration::from_secs(60);
-
 /// What `portolan-proxy status` prints and `/status` answers.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq, Eq)]
 pub struct Status {
@@ -47,6 +44,8 @@ pub struct State {
     timing: Mutex<Timing>,
     /// Read by health check ports.
     healthy: Arc<AtomicBool>,
+    /// How long a change may wait before the proxy calls itself unhealthy.
+    patience: Duration,
 }
 
 #[derive(Clone, Copy)]
@@ -70,15 +69,9 @@ pub struct Health {
 
 // === impl State ===
 
-impl Default for State {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl State {
-    /// Nothing programmed yet, so not healthy.
-    pub fn new() -> Self {
+    /// Nothing programmed yet, so not healthy. A change may wait for `patience`: twice `syncPeriod`.
+    pub fn new(patience: Duration) -> Self {
         let timing = Timing {
             pending_since: None,
             last_updated: None,
@@ -87,6 +80,7 @@ impl State {
         Self {
             timing: Mutex::new(timing),
             healthy: Arc::new(AtomicBool::new(false)),
+            patience,
         }
     }
 
@@ -118,7 +112,7 @@ impl State {
         let waited = timing
             .pending_since
             .map(|since| now.duration_since(since).unwrap_or_default());
-        let healthy = timing.last_updated.is_some() && waited.is_none_or(|waited| waited <= PATIENCE);
+        let healthy = timing.last_updated.is_some() && waited.is_none_or(|waited| waited <= self.patience);
         self.healthy.store(healthy, Ordering::Relaxed);
         let last_updated = timing
             .last_updated

@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use portolan_agent::events::Recorder;
 use portolan_agent::source::{Batch, Feed};
 use portolan_agent::version::VERSION;
 use portolan_model::Node;
@@ -54,6 +55,8 @@ pub struct Sync {
     pub metrics: Arc<Metrics>,
     /// A Node made from the machine may stand for a missing object.
     pub stand_in: bool,
+    /// Where the cluster is told what goes wrong.
+    pub events: Recorder,
 }
 
 /// What the loop has to remember between rounds.
@@ -177,6 +180,7 @@ impl Sync {
         let addresses = &self.desired.node_plan().node_port_addresses;
         for error in self.health_checks.apply(self.desired.health_checks(), addresses).await {
             tracing::warn!("{error}");
+            self.events.record(error.notice());
         }
     }
 
@@ -227,7 +231,7 @@ impl Sync {
     fn node_eligible(&self) -> bool {
         self.desired
             .node()
-            .is_none_or(|node| !node.deleting && !node.to_be_deleted_by_autoscaler)
+            .is_some_and(|node| !node.deleting && !node.to_be_deleted_by_autoscaler)
     }
 
     fn status(&self, progress: &Progress) -> Status {

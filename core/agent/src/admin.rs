@@ -16,7 +16,7 @@
 //! # }
 //! ```
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -173,13 +173,35 @@ impl Admin {
     /// When the address cannot be listened on.
     pub async fn bind(self, address: SocketAddr) -> Result<Bound, BindError> {
         let failed = |cause| BindError { address, cause };
-        let listener = TcpListener::bind(address).await.map_err(failed)?;
+        let listener = listen(address).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
         Ok(Bound {
             listener,
             address,
             routes: self.0,
         })
+    }
+}
+
+/// Go listens in both families on `0.0.0.0`, and so do we: every health check of a dual-stack cluster finds us.
+async fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
+    if address.ip() != Ipv4Addr::UNSPECIFIED {
+        return TcpListener::bind(address).await;
+    }
+    let both = || -> std::io::Result<TcpListener> {
+        let socket = socket2::Socket::new(socket2::Domain::IPV6, socket2::Type::STREAM, None)?;
+        socket.set_only_v6(false)?;
+        #[cfg(unix)]
+        socket.set_reuse_address(true)?;
+        socket.set_nonblocking(true)?;
+        socket.bind(&SocketAddr::from((Ipv6Addr::UNSPECIFIED, address.port())).into())?;
+        socket.listen(128)?;
+        TcpListener::from_std(socket.into())
+    };
+    // A machine without IPv6 has the one family only.
+    match both() {
+        Ok(listener) => Ok(listener),
+        Err(_) => TcpListener::bind(address).await,
     }
 }
 

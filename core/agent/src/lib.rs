@@ -4,6 +4,7 @@
 //! [`admin`] routes beside it. Nothing here decides how a Service is forwarded or what a name resolves to.
 
 pub mod admin;
+pub mod events;
 pub mod readiness;
 pub mod shutdown;
 pub mod source;

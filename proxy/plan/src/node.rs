@@ -20,6 +20,10 @@ pub struct Options {
     pub node_port_addresses: NodePortAddresses,
     /// Serve `spec.externalIPs`. Whoever may write a Service may claim any address with them (CVE-2020-8554, KEP-5707).
     pub external_ips: bool,
+    /// The node's own address of its family, whatever the Node object says (`bindAddress`).
+    pub node_ip: Option<IpAddr>,
+    /// Node ports are served on loopback addresses too (`iptables.localhostNodePorts`).
+    pub localhost_node_ports: bool,
 }
 
 impl Default for Options {
@@ -30,6 +34,8 @@ impl Default for Options {
             pod_detection: PodDetection::ClusterCidr(Vec::new()),
             node_port_addresses: NodePortAddresses::Primary,
             external_ips: true,
+            node_ip: None,
+            localhost_node_ports: true,
         }
     }
 }
@@ -68,9 +74,10 @@ pub fn plan_node(node: Option<&Node>, host: &[HostAddress], service_cidrs: &[IpN
     let mut notes = Vec::new();
     let pods = pods(node, &options.pod_detection, &mut notes);
     let mut addresses = match &options.node_port_addresses {
-        NodePortAddresses::Primary => primary(node),
+        NodePortAddresses::Primary => primary(node, options.node_ip),
         NodePortAddresses::Cidrs(cidrs) => in_cidrs(host, cidrs, &mut notes),
     };
+    addresses.retain(|address| options.localhost_node_ports || !address.is_loopback());
     addresses.sort_unstable();
     addresses.dedup();
     let mut service_cidrs = service_cidrs.to_vec();
@@ -85,9 +92,12 @@ pub fn plan_node(node: Option<&Node>, host: &[HostAddress], service_cidrs: &[IpN
     }
 }
 
-fn primary(node: Option<&Node>) -> Vec<IpAddr> {
+fn primary(node: Option<&Node>, chosen: Option<IpAddr>) -> Vec<IpAddr> {
     let internal = node.map(|node| &*node.internal_ips).unwrap_or_default();
-    let first = |family| internal.iter().find(|ip| Family::of(ip) == family).copied();
+    let first = |family| {
+        let mut candidates = chosen.iter().chain(internal);
+        candidates.find(|ip| Family::of(ip) == family).copied()
+    };
     let loopback = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
     Family::ALL.into_iter().filter_map(first).chain(loopback).collect()
 }

@@ -1,11 +1,13 @@
 //! `portolan-proxy run`: the daemon.
 
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 use portolan_agent::admin::Admin;
+use portolan_agent::events::{Notice, Recorder, Severity};
 use portolan_agent::{shutdown, source};
 use prometheus_client::registry::Registry;
 use tokio::runtime::Handle;
@@ -15,10 +17,13 @@ use tokio_util::sync::CancellationToken;
 use crate::backend::userspace::{UserspaceBackend, UserspaceOptions};
 use crate::backend::{Backend, Disturbance};
 use crate::cli::{BackendChoice, RunArgs};
+use crate::command::cleanup;
+use crate::config::{self, KubeProxyConfiguration, Settings};
 use crate::desired::Desired;
 use crate::health::HealthChecks;
 use crate::host;
 use crate::http::{self, Shared};
+use crate::limits::{self, Kernel};
 use crate::metrics::Metrics;
 use crate::state::State;
 use crate::sync::Sync;
@@ -29,52 +34,72 @@ const DISTURBANCES: usize = 16;
 const QUESTIONS: usize = 16;
 /// How often an HTTP address that is taken is tried again.
 const BIND_INTERVAL: Duration = Duration::from_secs(5);
+/// How often the configuration file is looked at.
+const CONFIG_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Runs until SIGTERM or SIGINT. What is programmed stays in place.
 ///
 /// # Errors
-/// Only before anything was programmed: flags that contradict each other, a source that cannot be, a backend that the
-/// kernel refuses.
-pub async fn run(args: &RunArgs) -> anyhow::Result<()> {
-    let options = args.plan.options()?;
+/// Before anything was programmed: flags that contradict each other, a source that cannot be, a backend that the kernel
+/// refuses. Later only an address that is taken, with `bindAddressHardFail`, and a configuration file that changed.
+pub async fn run(args: &RunArgs, settings: Settings) -> anyhow::Result<()> {
+    settings.notes.iter().for_each(|note| tracing::warn!("{note}"));
+    if let Some(file) = &args.kube_proxy.write_config_to {
+        return write_config(file, &settings.config);
+    }
+    if args.kube_proxy.cleanup {
+        return cleanup::run();
+    }
+    prepare_node(args, &settings);
+    if args.kube_proxy.init_only {
+        return Ok(());
+    }
+    let options = settings.options.clone();
     let stop = shutdown::on_signal().context("cannot listen for signals")?;
     let (disturbed, disturbances) = mpsc::channel(DISTURBANCES);
-    let backend = choose_backend(args, disturbed)?;
+    let backend = choose_backend(args, &settings, disturbed)?;
     let host = host::addresses().context("cannot list this machine's addresses")?;
-    let feed = source::start(args.plan.source(), stop.clone()).await?;
+    let source = args.plan.source(&settings);
+    let events = Recorder::start(&source.origin, "kube-proxy", options.node_name.clone(), stop.clone()).await?;
+    let feed = source::start(source, stop.clone()).await?;
     tracing::info!(
         node = options.node_name,
         backend = backend.name(),
         "portolan-proxy starts"
     );
+    events.record(starting(&options.node_name, backend.name()));
 
     let mut registry = Registry::default();
     let metrics = Arc::new(Metrics::new(&mut registry));
-    let state = Arc::new(State::new());
+    let state = Arc::new(State::new(settings.patience));
     let (ask, questions) = mpsc::channel(QUESTIONS);
     let shared = Shared {
         state: state.clone(),
         metrics: metrics.clone(),
         questions: ask,
         mode: backend.name(),
+        config: Arc::new(settings.config),
     };
     let health = Admin::new().merge(http::health_routes(shared.clone()));
     let admin = Admin::new()
         .merge(http::admin_routes(shared))
         .metrics(Arc::new(registry))
         .version();
-    tokio::spawn(serve(
-        health,
-        args.healthz_bind_address,
-        "--healthz-bind-address",
-        stop.clone(),
-    ));
-    tokio::spawn(serve(
-        admin,
-        args.metrics_bind_address,
-        "--metrics-bind-address",
-        stop.clone(),
-    ));
+    let hard_fail = settings.bind_address_hard_fail;
+    let (fatal, mut failures) = mpsc::channel(1);
+    let servers = [
+        (health, settings.healthz, "--healthz-bind-address"),
+        (admin, settings.metrics, "--metrics-bind-address"),
+    ];
+    for (routes, address, flag) in servers {
+        if let Some(address) = address {
+            let fatal = hard_fail.then(|| fatal.clone());
+            tokio::spawn(serve(routes, address, flag, fatal, stop.clone()));
+        }
+    }
+    if let Some(file) = args.plan.config.clone() {
+        tokio::spawn(stop.clone().run_until_cancelled_owned(watch_config(file, fatal)));
+    }
 
     // With manifests, the machine is its own Node where no file says otherwise.
     let stand_in = args.plan.source.manifests.is_some();
@@ -89,22 +114,116 @@ pub async fn run(args: &RunArgs) -> anyhow::Result<()> {
         questions,
         metrics,
         stand_in,
+        events,
     };
-    sync.run(stop).await;
+    let ended = stop.clone();
+    let failure = async {
+        let failure = failures.recv().await;
+        if failure.is_none() {
+            ended.cancelled().await;
+        }
+        ended.cancel();
+        failure
+    };
+    let ((), failure) = tokio::join!(sync.run(stop), failure);
+    failure.map_or(Ok(()), Err)
+}
+
+/// kube-proxy's Event, so that whoever looks at the Node sees when its proxy started, and which one it is.
+fn starting(node: &str, backend: &str) -> Notice {
+    Notice {
+        kind: "Node",
+        namespace: String::new(),
+        name: node.into(),
+        severity: Severity::Normal,
+        reason: "Starting",
+        action: "StartKubeProxy",
+        note: format!(
+            "portolan-proxy {} starts with backend {backend}",
+            portolan_agent::version::VERSION
+        ),
+    }
+}
+
+fn write_config(file: &Path, config: &KubeProxyConfiguration) -> anyhow::Result<()> {
+    let text = serde_saphyr::to_string(config).context("the configuration cannot be written as YAML")?;
+    std::fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))?;
+    println!("wrote {}", file.display());
     Ok(())
 }
 
-/// Forwarding matters more than being looked at: an address that is taken is tried again, not fatal.
-async fn serve(routes: Admin, address: SocketAddr, flag: &'static str, stop: CancellationToken) {
+/// Limits of the node, which are kube-proxy's to raise. A machine that plays cluster from a folder keeps its own unless a
+/// configuration asks.
+fn prepare_node(args: &RunArgs, settings: &Settings) {
+    let kernel = Kernel::default();
+    let in_a_cluster = args.plan.source.manifests.is_none();
+    if !cfg!(target_os = "linux") || !(in_a_cluster || args.plan.config.is_some() || args.kube_proxy.init_only) {
+        return;
+    }
+    let cores = std::thread::available_parallelism().map_or(1, |cores| u32::try_from(cores.get()).unwrap_or(1));
+    for problem in limits::raise_conntrack(&kernel, &settings.conntrack, cores) {
+        tracing::warn!("conntrack: {problem} (conntrack.maxPerCore 0 and time-outs of 0s leave the node's own)");
+    }
+    if let Err(problem) = limits::set_oom_score_adj(&kernel, settings.oom_score_adj) {
+        tracing::info!("{problem}");
+    }
+    if let Some(problem) = limits::forwarding(&kernel) {
+        tracing::warn!("{problem}");
+    }
+}
+
+/// As kube-proxy, the daemon ends when its configuration changes: whoever started it starts it again, and forwarding goes
+/// on meanwhile. A change that could not be started with is only reported.
+async fn watch_config(file: PathBuf, changed: mpsc::Sender<anyhow::Error>) {
+    let known = tokio::fs::read(&file).await.ok();
+    let mut refused = None;
+    loop {
+        tokio::time::sleep(CONFIG_INTERVAL).await;
+        let Ok(text) = tokio::fs::read(&file).await else {
+            continue;
+        };
+        if known.as_ref() == Some(&text) || refused.as_ref() == Some(&text) {
+            continue;
+        }
+        let checked = config::file::load(&file).map_err(anyhow::Error::from);
+        match checked.and_then(|loaded| Settings::new(loaded, "", true)) {
+            Ok(_) => {
+                let change = anyhow::anyhow!("{} has changed; start again to take it up", file.display());
+                // Nobody listens any more at shutdown.
+                let _ = changed.send(change).await;
+                return;
+            }
+            Err(error) => {
+                tracing::error!("the configuration changed, and is not taken up: {error:#}");
+                refused = Some(text);
+            }
+        }
+    }
+}
+
+/// Forwarding matters more than being looked at: an address that is taken is tried again, not fatal, unless
+/// `bindAddressHardFail` says so.
+async fn serve(
+    routes: Admin,
+    address: SocketAddr,
+    flag: &'static str,
+    fatal: Option<mpsc::Sender<anyhow::Error>>,
+    stop: CancellationToken,
+) {
     let mut told = false;
     loop {
-        match routes.clone().bind(address).await {
-            Ok(bound) => return bound.serve(stop).await,
-            Err(error) if !told => {
+        match (routes.clone().bind(address).await, &fatal) {
+            (Ok(bound), _) => return bound.serve(stop).await,
+            (Err(error), Some(fatal)) => {
+                // Nobody listens any more at shutdown.
+                let _ = fatal.send(anyhow::anyhow!("{error} (see {flag})")).await;
+                return;
+            }
+            (Err(error), None) if !told => {
                 tracing::error!("{error}; trying again every {} s (see {flag})", BIND_INTERVAL.as_secs());
                 told = true;
             }
-            Err(_) => {}
+            (Err(_), None) => {}
         }
         tokio::select! {
             () = stop.cancelled() => return,
@@ -114,15 +233,19 @@ async fn serve(routes: Admin, address: SocketAddr, flag: &'static str, stop: Can
 }
 
 /// The backend that was asked for, or with `auto` the best one that the kernel proves able to run.
-fn choose_backend(args: &RunArgs, disturbed: mpsc::Sender<Disturbance>) -> anyhow::Result<Box<dyn Backend>> {
-    match args.backend {
+fn choose_backend(
+    args: &RunArgs,
+    settings: &Settings,
+    disturbed: mpsc::Sender<Disturbance>,
+) -> anyhow::Result<Box<dyn Backend>> {
+    match args.backend(settings) {
         BackendChoice::Userspace => Ok(Box::new(userspace(args))),
         BackendChoice::Ebpf => anyhow::bail!("--backend ebpf: this version has nft and userspace"),
-        BackendChoice::Nft => kernel::nft(args, disturbed),
+        BackendChoice::Nft => kernel::nft(settings, disturbed),
         BackendChoice::Auto => match kernel::probe() {
             Ok(()) => {
                 tracing::info!("backend nftables: the kernel took all rules that a probe made");
-                kernel::nft(args, disturbed)
+                kernel::nft(settings, disturbed)
             }
             Err(cause) => {
                 tracing::warn!("backend userspace, because the kernel cannot be programmed: {cause:#}");
@@ -152,9 +275,9 @@ mod kernel {
         nft::probe(&NftOptions::default()).context("nftables over netlink (this needs CAP_NET_ADMIN and nf_tables)")
     }
 
-    pub fn nft(args: &RunArgs, disturbed: mpsc::Sender<Disturbance>) -> anyhow::Result<Box<dyn Backend>> {
+    pub fn nft(settings: &Settings, disturbed: mpsc::Sender<Disturbance>) -> anyhow::Result<Box<dyn Backend>> {
         let options = NftOptions {
-            masquerade_bit: args.masquerade_bit,
+            masquerade_bit: settings.masquerade_bit,
             ..NftOptions::default()
         };
         let backend = NftBackend::new(options, disturbed)
@@ -172,7 +295,7 @@ mod kernel {
         anyhow::bail!("nftables is a part of Linux")
     }
 
-    pub fn nft(_: &RunArgs, _: mpsc::Sender<Disturbance>) -> anyhow::Result<Box<dyn Backend>> {
+    pub fn nft(_: &Settings, _: mpsc::Sender<Disturbance>) -> anyhow::Result<Box<dyn Backend>> {
         anyhow::bail!("--backend nft needs Linux; --backend userspace runs here")
     }
 }

@@ -33,6 +33,11 @@ pub struct Options {
     pub user_agent: String,
 }
 
+/// The client configuration for other talk with the same API server, such as Events.
+pub(crate) async fn client_config(options: &Options) -> Result<::kube::Config, SourceError> {
+    client::config(options).await
+}
+
 /// Starts reading; see [`super::start`].
 pub(crate) async fn start(options: Options, wants: Wants, shutdown: CancellationToken) -> Result<Feed, SourceError> {
     let config = client::config(&options).await?;
