@@ -4,6 +4,7 @@
 //! [`fast`] reads and writes plain queries without allocating, [`slow`] does everything else with hickory-proto and is
 //! what the fast path is tested against.
 
+pub mod cookie;
 pub mod edns;
 pub mod fast;
 pub mod parse;
@@ -11,8 +12,11 @@ pub mod slow;
 pub mod truncate;
 pub mod walk;
 
+use std::net::IpAddr;
+
 use crate::zone::Snapshot;
 use crate::zone::names::Name;
+use crate::zone::policy::AclAction;
 
 pub use edns::ClientEdns;
 pub use slow::Ede;
@@ -24,6 +28,19 @@ pub enum Transport {
     Udp,
     /// A stream: up to 65535 octets.
     Tcp,
+}
+
+/// Who asks, how and when: what an answer depends on beside the query and the zones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Client {
+    /// How the query came.
+    pub transport: Transport,
+    /// Where it came from.
+    pub address: IpAddr,
+    /// A number that differs from query to query: it says which record comes first.
+    pub rotation: u32,
+    /// Seconds since 1970, which server cookies carry.
+    pub now: u32,
 }
 
 /// What a query asks, as far as an answer needs it.
@@ -41,6 +58,8 @@ pub struct Question {
     pub qtype: u16,
     /// What the client said in its OPT record, when it sent one.
     pub edns: Option<ClientEdns>,
+    /// The largest datagram that is sent, whatever the client takes.
+    pub max_udp: u16,
 }
 
 /// What to ask upstream, and what stands before the reply.
@@ -59,6 +78,8 @@ pub struct Alias {
     pub owner: Box<[u8]>,
     /// The name that it stands for, in wire form.
     pub target: Box<[u8]>,
+    /// Seconds that clients may keep it.
+    pub ttl: u32,
 }
 
 /// A response in the buffer.
@@ -86,7 +107,60 @@ pub enum Verdict {
 impl Question {
     /// The longest response that the client can take.
     pub fn limit(&self, transport: Transport) -> usize {
-        edns::limit(transport, self.edns)
+        edns::limit(transport, self.edns, self.max_udp)
+    }
+
+    /// Takes in what the configuration says about responses.
+    pub fn prepare(&mut self, snapshot: &Snapshot, client: &Client) {
+        self.max_udp = snapshot.config.policy.bufsize;
+        if let Some(edns) = &mut self.edns {
+            edns.prepare(snapshot, client);
+        }
+    }
+
+    /// Adds an extended error to the response, for a client that uses EDNS.
+    pub fn explain(&mut self, error: Ede) {
+        if let Some(edns) = &mut self.edns {
+            edns.reply.push_error(error);
+        }
+    }
+
+    /// The length of the response's OPT record; 0 for a client that does not use EDNS.
+    pub fn opt_length(&self) -> usize {
+        self.edns.as_ref().map_or(0, ClientEdns::opt_length)
+    }
+}
+
+impl Default for Question {
+    fn default() -> Self {
+        Self {
+            id: 0,
+            recursion_desired: false,
+            checking_disabled: false,
+            name: Name::root(),
+            qtype: 0,
+            edns: None,
+            max_udp: edns::MAX_UDP as u16,
+        }
+    }
+}
+
+// === impl Client ===
+
+impl Client {
+    /// A client that asks once: nothing turns, and it is 1970.
+    pub fn new(transport: Transport, address: impl Into<IpAddr>) -> Self {
+        Self {
+            transport,
+            address: address.into(),
+            rotation: 0,
+            now: 0,
+        }
+    }
+
+    /// The same with the records in another order.
+    pub fn rotated(self, rotation: u32) -> Self {
+        Self { rotation, ..self }
     }
 }
 
@@ -101,21 +175,40 @@ impl Forward {
     }
 }
 
-/// Answers one query. `rotation` is a number that differs from query to query: it says which record comes first.
+/// Answers one query.
 ///
-/// `out` bounds the response as well, so that it may be a fixed buffer; it should hold [`edns::MAX_UDP`] octets for a
+/// `out` bounds the response as well, so that it may be a fixed buffer; it should hold [`edns::LARGEST_UDP`] octets for a
 /// datagram and 65535 for a stream.
-pub fn answer(query: &[u8], snapshot: &Snapshot, transport: Transport, rotation: u32, out: &mut [u8]) -> Verdict {
-    match parse::parse(query) {
-        parse::Parsed::Ignore => Verdict::Drop,
-        parse::Parsed::Plain(question) => match fast::answer(&question, snapshot, transport, rotation, out) {
-            fast::Fast::Answer(answered) => Verdict::Answer(answered),
-            fast::Fast::NotOurs => Verdict::Forward(Box::new(Forward {
-                question,
-                aliases: Vec::new(),
-            })),
-            fast::Fast::TooHard => slow::answer(query, snapshot, transport, rotation, out),
-        },
-        parse::Parsed::Other => slow::answer(query, snapshot, transport, rotation, out),
+pub fn answer(query: &[u8], snapshot: &Snapshot, client: &Client, out: &mut [u8]) -> Verdict {
+    answer_with(&mut Question::default(), query, snapshot, client, out)
+}
+
+/// The same with a question to read into, so that a thread uses one for all queries.
+pub fn answer_with(
+    question: &mut Question,
+    query: &[u8],
+    snapshot: &Snapshot,
+    client: &Client,
+    out: &mut [u8],
+) -> Verdict {
+    match parse::parse(query, question) {
+        parse::Parsed::Ignore => return Verdict::Drop,
+        parse::Parsed::Other => return slow::answer(query, snapshot, client, out),
+        parse::Parsed::Plain => {}
+    }
+    let policy = &snapshot.config.policy;
+    let allowed =
+        policy.acl.is_empty() || policy.verdict(&question.name, question.qtype, client.address) == AclAction::Allow;
+    if !allowed {
+        return slow::answer(query, snapshot, client, out);
+    }
+    question.prepare(snapshot, client);
+    match fast::answer(question, snapshot, client, out) {
+        fast::Fast::Answer(answered) => Verdict::Answer(answered),
+        fast::Fast::NotOurs => Verdict::Forward(Box::new(Forward {
+            question: question.clone(),
+            aliases: Vec::new(),
+        })),
+        fast::Fast::TooHard => slow::answer(query, snapshot, client, out),
     }
 }

@@ -9,7 +9,7 @@ use hickory_proto::serialize::binary::BinDecodable;
 use portolan_agent::source;
 use portolan_model::{Delta, World};
 
-use crate::answer::{Transport, Verdict, answer};
+use crate::answer::{Client, Transport, Verdict, answer};
 use crate::config::{AnswerArgs, PATIENCE};
 use crate::zone::names::{self, reverse_name, wire_from_text};
 use crate::zone::{Zone, ZoneConfig};
@@ -70,7 +70,12 @@ pub fn say(world: &World, config: ZoneConfig, wire: &[u8], type_: RecordType) ->
     let name = names::text(wire);
     let reader = zone.reader();
     Ok(
-        match answer(&query.to_vec()?, &reader.load(), Transport::Tcp, 0, &mut out) {
+        match answer(
+            &query.to_vec()?,
+            &reader.load(),
+            &Client::new(Transport::Tcp, [127, 0, 0, 1]),
+            &mut out,
+        ) {
             Verdict::Answer(answered) => print(&Message::from_vec(&out[..answered.length])?),
             Verdict::Forward(forward) => {
                 let mut text = String::new();

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::answer::walk::{Section, records};
-use crate::answer::{Question, Transport, edns, truncate};
+use crate::answer::{Question, Transport, truncate};
 use crate::zone::{TYPE_OPT, TYPE_SOA};
 
 const SHARDS: usize = 16;
@@ -327,7 +327,7 @@ fn fit(
     transport: Transport,
     out: &mut [u8],
 ) -> Option<usize> {
-    let reserve = if question.edns.is_some() { edns::OPT_LENGTH } else { 0 };
+    let reserve = question.opt_length();
     let room = question.limit(transport).min(out.len()).checked_sub(reserve)?;
     let mut length = message.len();
     if length > room {
@@ -344,11 +344,10 @@ fn fit(
     header[..2].copy_from_slice(&question.id.to_be_bytes());
     header[2] = header[2] & !1 | u8::from(question.recursion_desired);
     header[3] = header[3] & !0x10 | u8::from(question.checking_disabled) << 4;
-    if let Some(client) = question.edns {
+    if let Some(client) = &question.edns {
         let count = u16::from_be_bytes([header[10], header[11]]) + 1;
         header[10..].copy_from_slice(&count.to_be_bytes());
-        out.get_mut(length..length + reserve)?
-            .copy_from_slice(&edns::opt_record(client));
+        client.write_opt(question.max_udp, out.get_mut(length..length + reserve)?);
     }
     // The question in the letter case of this client.
     let name = question.name.sent();

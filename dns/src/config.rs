@@ -140,14 +140,13 @@ impl ZoneArgs {
     /// # Errors
     /// Names the flag that cannot be used.
     pub fn zone(&self) -> Result<ZoneConfig> {
-        let mut config = ZoneConfig::new(&self.cluster_domains)
-            .map_err(|(zone, error)| anyhow::Error::new(error).context(format!("--cluster-domain {zone:?}")))?;
-        (config.ttl, config.negative_ttl) = (self.ttl, self.ttl);
-        config.pods = match self.pods {
+        let mut config = ZoneConfig::new(&self.cluster_domains).context("--cluster-domain")?;
+        config.set_ttl(self.ttl, self.ttl);
+        config.set_pods(match self.pods {
             PodsArg::Disabled => PodMode::Disabled,
             PodsArg::Insecure => PodMode::Insecure,
             PodsArg::Verified => PodMode::Verified,
-        };
+        });
         config.set_fallthrough(self.reverse_fallthrough);
         let Some((namespace, name)) = self.dns_service.split_once('/') else {
             bail!("--dns-service {:?} is not NAMESPACE/NAME", self.dns_service);
@@ -212,7 +211,7 @@ mod tests {
         let error = format!("{:#}", cli.run.zone.zone().unwrap_err());
         assert_eq!(
             error,
-            "--cluster-domain \"a..b\": a label is empty or longer than 63 octets"
+            "--cluster-domain: zone \"a..b\": a label is empty or longer than 63 octets"
         );
     }
 }

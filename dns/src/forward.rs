@@ -46,8 +46,6 @@ struct Inner {
     cache: Cache,
     flights: Flights,
     slots: Arc<Semaphore>,
-    /// The TTL of our own aliases.
-    ttl: u32,
     rejected: AtomicU64,
     metrics: ForwardMetrics,
 }
@@ -59,8 +57,6 @@ pub struct Limits {
     pub max_concurrent: usize,
     /// Octets of the cache.
     pub cache_octets: usize,
-    /// The TTL of our own aliases, in seconds.
-    pub ttl: u32,
 }
 
 /// Leave to forward one query.
@@ -77,7 +73,6 @@ impl Forwarder {
             cache: Cache::new(limits.cache_octets),
             flights: Mutex::default(),
             slots: Arc::new(Semaphore::new(limits.max_concurrent)),
-            ttl: limits.ttl,
             rejected: AtomicU64::new(0),
             metrics: ForwardMetrics::default(),
         }))
@@ -151,7 +146,7 @@ impl Forwarder {
             };
         }
         match Message::from_vec(&prepared.message) {
-            Ok(message) => truncate::encode(relay(forward, self.0.ttl, &message), limit),
+            Ok(message) => truncate::encode(relay(forward, &message), limit),
             Err(_) => failed(Ede::UpstreamDown),
         }
     }

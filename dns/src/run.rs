@@ -44,7 +44,6 @@ pub async fn run(args: &RunArgs) -> Result<()> {
     let forwarder = Forwarder::new(Limits {
         max_concurrent: args.max_concurrent as usize,
         cache_octets: usize::from(args.cache_size) << 20,
-        ttl: args.zone.ttl,
     });
     let shutdown = shutdown::on_signal().context("cannot handle signals")?;
     let upstreams = Source::parse(&args.upstreams)?;

@@ -151,6 +151,13 @@ fn failed(address: SocketAddr, transport: &'static str, cause: std::io::Error) -
     }
 }
 
+/// Seconds since 1970.
+fn now() -> u32 {
+    std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs() as u32)
+}
+
 /// A bound socket. IPv6 sockets take no IPv4, so that `[::]` and `0.0.0.0` can both be listened on.
 fn bind_socket(address: SocketAddr, type_: Type, shared: bool) -> std::io::Result<Socket> {
     let protocol = if type_ == Type::STREAM {

@@ -6,6 +6,7 @@
 pub mod build;
 pub mod config;
 pub mod names;
+pub mod policy;
 pub mod records;
 pub mod table;
 
@@ -16,7 +17,8 @@ use config::{PodMode, ZoneApex, ZoneKind};
 use names::{Name, Reverse, parse_dashed, parse_reverse};
 use records::{DNS_VERSION, NameServer, Records};
 
-pub use config::ZoneConfig;
+pub use config::{ZoneConfig, ZoneError, ZoneSpec};
+pub use policy::Policy;
 pub use table::{Applied, Snapshot, Zone};
 
 /// Record type A.
@@ -83,13 +85,19 @@ impl Snapshot {
         let above = name.labels() - zone.labels;
         let outcome = match zone.kind {
             _ if above == 0 => self.apex(qtype),
-            ZoneKind::Cluster => self.cluster_name(name, above, qtype),
-            ZoneKind::Reverse { fallthrough } => match self.reverse_name(name, qtype) {
-                Outcome::NxDomain if fallthrough => return Found::NotOurs,
-                Outcome::NoData if fallthrough && parse_reverse(name) == Reverse::Prefix => return Found::NotOurs,
-                outcome => outcome,
-            },
+            ZoneKind::Cluster => self.cluster_name(zone, name, above, qtype),
+            ZoneKind::ClusterSet => Outcome::NxDomain,
+            ZoneKind::Reverse => self.reverse_name(name, qtype),
         };
+        let absent = match outcome {
+            Outcome::NxDomain => true,
+            // Whether there is something below is not known here: whoever has the rest of the tree knows.
+            Outcome::NoData => above > 0 && zone.kind == ZoneKind::Reverse && parse_reverse(name) == Reverse::Prefix,
+            _ => false,
+        };
+        if absent && zone.falls_through(name) {
+            return Found::NotOurs;
+        }
         Found::Ours(zone, non_empty(outcome))
     }
 
@@ -120,10 +128,10 @@ impl Snapshot {
         }
     }
 
-    fn cluster_name(&self, name: &Name, above: usize, qtype: u16) -> Outcome<'_> {
+    fn cluster_name(&self, zone: &ZoneApex, name: &Name, above: usize, qtype: u16) -> Outcome<'_> {
         match name.label(above - 1) {
             b"svc" => self.service_name(name, above - 1, qtype),
-            b"pod" => self.pod_name(name, above - 1, qtype),
+            b"pod" => self.pod_name(zone.pods, name, above - 1, qtype),
             b"dns" => self.name_server_name(name, above - 1, qtype),
             b"dns-version" if above == 1 && qtype == TYPE_TXT => Outcome::Records(Records::Txt(DNS_VERSION)),
             b"dns-version" if above == 1 => Outcome::NoData,
@@ -161,12 +169,12 @@ impl Snapshot {
     }
 
     /// Names below `pod`, which has `above` labels before it.
-    fn pod_name(&self, name: &Name, above: usize, qtype: u16) -> Outcome<'_> {
+    fn pod_name(&self, pods: PodMode, name: &Name, above: usize, qtype: u16) -> Outcome<'_> {
         let Some(namespace) = above.checked_sub(1) else {
             return Outcome::NoData;
         };
         let label = name.label(namespace);
-        if self.config.pods == PodMode::Disabled || !self.has_namespace(label) {
+        if pods == PodMode::Disabled || !self.has_namespace(label) {
             return Outcome::NxDomain;
         }
         let ip = match namespace {
@@ -175,7 +183,7 @@ impl Snapshot {
             _ => None,
         };
         match ip {
-            Some(ip) if self.config.pods == PodMode::Insecure || self.has_pod(ip, label) => match (ip, qtype) {
+            Some(ip) if pods == PodMode::Insecure || self.has_pod(ip, label) => match (ip, qtype) {
                 (IpAddr::V4(_), TYPE_A) | (IpAddr::V6(_), TYPE_AAAA) => Outcome::Records(Records::Spelled(ip)),
                 _ => Outcome::NoData,
             },

@@ -10,6 +10,7 @@ pub mod endpoint;
 pub mod name;
 pub mod node;
 pub mod parse;
+pub mod selector;
 pub mod service;
 pub mod world;
 
@@ -17,5 +18,6 @@ pub use endpoint::{Conditions, Endpoint, EndpointPort, EndpointSlice, Hints};
 pub use name::{EndpointSliceName, Interner, NamespacedName, PodName, ServiceName};
 pub use node::{Namespace, Node, Pod, ServiceCidr};
 pub use parse::{Fault, ObjectRef};
+pub use selector::{Selector, SelectorError};
 pub use service::{Family, IpMode, LoadBalancerIngress, Protocol, Service, ServicePort, ServiceType, TrafficPolicy};
 pub use world::{Delta, Event, Object, ObjectKey, PortEndpoint, ServiceView, World};

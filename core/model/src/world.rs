@@ -225,6 +225,17 @@ impl World {
         })
     }
 
+    /// Every Service of a namespace with its slices, in order of name.
+    pub fn services_in(&self, namespace: &str) -> impl Iterator<Item = ServiceView<'_>> {
+        let first = ServiceName::new(namespace, "");
+        let within = self.services.range(first.clone()..);
+        let within = within.take_while(move |(name, _)| name.namespace == first.namespace);
+        within.map(|(name, service)| ServiceView {
+            service,
+            slices: self.slices_of(name),
+        })
+    }
+
     /// The slices that serve a Service, in order of arrival.
     pub fn slices_of(&self, name: &ServiceName) -> &[EndpointSlice] {
         self.slices.get(name).map_or(&[], Vec::as_slice)

@@ -5,9 +5,8 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::edns::{OPT_LENGTH, opt_record};
 use super::parse::{CLASS_IN, HEADER};
-use super::{Answered, Question, Transport};
+use super::{Answered, Client, Ede, Question};
 use crate::zone::config::{ZoneApex, ZoneKind};
 use crate::zone::records::{DNS_VERSION_TTL, NameServer, Ptr, Records, SOA_TIMERS, Srv, rotated};
 use crate::zone::{Found, Outcome, Snapshot, TYPE_A, TYPE_AAAA, TYPE_NS, TYPE_PTR, TYPE_SOA, TYPE_SRV, TYPE_TXT};
@@ -28,16 +27,24 @@ const NXDOMAIN: u8 = 3;
 const OWNER: [u8; 2] = pointer(HEADER);
 
 /// Answers a question from the zone.
-pub fn answer(question: &Question, snapshot: &Snapshot, transport: Transport, rotation: u32, out: &mut [u8]) -> Fast {
+pub fn answer(question: &mut Question, snapshot: &Snapshot, client: &Client, out: &mut [u8]) -> Fast {
     let (zone, outcome) = match snapshot.lookup(&question.name, question.qtype) {
         Found::NotOurs => return Fast::NotOurs,
         Found::NotSynced | Found::Ours(_, Outcome::Cname(_) | Outcome::Refused) => return Fast::TooHard,
         Found::Ours(zone, outcome) => (zone, outcome),
     };
-    let reserve = if question.edns.is_some() { OPT_LENGTH } else { 0 };
-    let limit = question.limit(transport).min(out.len());
-    let Some(room) = limit.checked_sub(reserve) else {
+    if snapshot.stale {
+        question.explain(Ede::Stale);
+    }
+    let question = &*question;
+    let limit = question.limit(client.transport).min(out.len());
+    let Some(room) = limit.checked_sub(question.opt_length()) else {
         return Fast::TooHard;
+    };
+    let rotation = if snapshot.config.policy.shuffle {
+        client.rotation
+    } else {
+        0
     };
     let mut writer = Writer::new(&mut out[..limit], room);
     let mut response = Response {
@@ -117,7 +124,7 @@ impl Response<'_> {
         count: usize,
         list: impl Iterator<Item = [u8; N]>,
     ) {
-        let head = head(OWNER, type_, self.snapshot.config.ttl, N);
+        let head = head(OWNER, type_, self.zone.ttl, N);
         // A message counts its answers in 16 bits, and 65535 octets hold fewer than 4096 of them.
         let fitting = writer.room() / (head.len() + N);
         for octets in list.take(fitting) {
@@ -139,7 +146,7 @@ impl Response<'_> {
             let head = head(
                 OWNER,
                 TYPE_SRV,
-                self.snapshot.config.ttl,
+                self.zone.ttl,
                 6 + length.len() + label.len() + suffix.len(),
             );
             let port = record.port.to_be_bytes();
@@ -175,7 +182,7 @@ impl Response<'_> {
     ) -> bool {
         let length = [label.len() as u8];
         let length = if label.is_empty() { &[][..] } else { &length };
-        let ttl = self.snapshot.config.ttl;
+        let ttl = self.zone.ttl;
         for ip in v4 {
             if !writer.record(&[length, label, &head(owner, TYPE_A, ttl, 4), &ip.octets()]) {
                 return false;
@@ -202,7 +209,7 @@ impl Response<'_> {
             let length = [label.len() as u8];
             let length = if label.is_empty() { &[][..] } else { &length };
             let size = length.len() + label.len() + ptr.service.len() + 4 + zone.len();
-            let head = head(OWNER, TYPE_PTR, self.snapshot.config.ttl, size);
+            let head = head(OWNER, TYPE_PTR, self.zone.ttl, size);
             if !writer.record(&[&head, length, label, &ptr.service, b"\x03svc", zone]) {
                 self.truncated = true;
                 return;
@@ -219,7 +226,7 @@ impl Response<'_> {
             [server.labels, b"\x03svc"]
         };
         let size = labels[0].len() + labels[1].len() + zone.len();
-        let head = head(OWNER, TYPE_NS, self.snapshot.config.ttl, size);
+        let head = head(OWNER, TYPE_NS, self.zone.ttl, size);
         let target = pointer(writer.length + head.len());
         if !writer.record(&[&head, labels[0], labels[1], zone]) {
             return;
@@ -232,17 +239,16 @@ impl Response<'_> {
     fn soa(&self, writer: &mut Writer<'_>) -> bool {
         let zone = pointer(self.zone_at);
         let names: &[u8] = match self.zone.kind {
-            ZoneKind::Cluster => &zone,
+            ZoneKind::Cluster | ZoneKind::ClusterSet => &zone,
             // A server and a mailbox below in-addr.arpa would be nobody's.
-            ZoneKind::Reverse { .. } => &self.snapshot.config.primary,
+            ZoneKind::Reverse => &self.snapshot.config.primary,
         };
         let (server, mailbox) = (b"\x02ns\x03dns", b"\x0ahostmaster");
-        let config = &self.snapshot.config;
         let size = server.len() + mailbox.len() + 2 * names.len() + 20;
-        let head = head(zone, TYPE_SOA, config.negative_ttl, size);
+        let head = head(zone, TYPE_SOA, self.zone.negative_ttl, size);
         let mut numbers = [0; 20];
         let [refresh, retry, expire] = SOA_TIMERS;
-        let values = [self.snapshot.serial, refresh, retry, expire, config.negative_ttl];
+        let values = [self.snapshot.serial, refresh, retry, expire, self.zone.negative_ttl];
         for (to, value) in numbers.chunks_exact_mut(4).zip(values) {
             to.copy_from_slice(&value.to_be_bytes());
         }
@@ -256,8 +262,10 @@ impl Response<'_> {
 
     fn finish(self, mut writer: Writer<'_>) -> usize {
         let mut counts = self.counts;
-        if let Some(edns) = self.question.edns {
-            writer.append(&opt_record(edns));
+        if let Some(edns) = &self.question.edns {
+            let length = edns.opt_length();
+            edns.write_opt(self.question.max_udp, writer.rest(length));
+            writer.length += length;
             counts[2] += 1;
         }
         let flags = 0x84 | u8::from(self.truncated) << 1 | u8::from(self.question.recursion_desired);
@@ -319,6 +327,11 @@ impl<'a> Writer<'a> {
     fn append(&mut self, bytes: &[u8]) {
         self.buffer[self.length..self.length + bytes.len()].copy_from_slice(bytes);
         self.length += bytes.len();
+    }
+
+    /// The next octets, of which the caller has seen to it that they are there.
+    fn rest(&mut self, length: usize) -> &mut [u8] {
+        &mut self.buffer[self.length..self.length + length]
     }
 
     fn question(&mut self, question: &Question) -> bool {

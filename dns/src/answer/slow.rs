@@ -11,17 +11,18 @@ use hickory_proto::rr::rdata::{A, AAAA, CNAME, NS, PTR, SOA, SRV, TXT};
 use hickory_proto::rr::{DNSClass, Name as ProtoName, RData, Record};
 use hickory_proto::serialize::binary::BinDecodable;
 
+use super::edns::{OPTION_COOKIE, OPTION_NSID, OPTION_SUBNET};
 use super::parse::HEADER;
-use super::{Alias, Answered, ClientEdns, Forward, Question, Transport, Verdict, edns, truncate};
+use super::parse::is_cookie;
+use super::{Alias, Answered, Client, ClientEdns, Forward, Question, Verdict, truncate};
 use crate::zone::config::{ZoneApex, ZoneKind};
 use crate::zone::names::{Name, Reverse, parse_reverse};
+use crate::zone::policy::AclAction;
 use crate::zone::records::{DNS_VERSION_TTL, NameServer, Ptr, Records, SOA_TIMERS, Srv, rotated};
 use crate::zone::{Found, Outcome, Snapshot, TYPE_CNAME};
 
 /// The longest chain of aliases that is followed.
 pub const MAX_ALIASES: usize = 10;
-const OPTION_EDE: u16 = 15;
-const OPTION_SUBNET: u16 = 8;
 
 /// An extended error (RFC 8914), sent to clients that use EDNS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,21 +37,35 @@ pub enum Ede {
     Overloaded,
     /// There is no upstream to ask.
     NoUpstream,
+    /// The source of the cluster's names is lost: what is said may be out of date.
+    Stale,
+    /// A rule forbids the question.
+    Blocked,
+    /// A rule hides the answer.
+    Filtered,
 }
 
 // === impl Ede ===
 
 impl Ede {
-    fn code(self) -> u16 {
+    /// The code that RFC 8914 gives it.
+    pub fn code(self) -> u16 {
         match self {
+            Self::Stale => 3,
+            Self::Blocked => 15,
+            Self::Filtered => 17,
             Self::NotSynced => 14,
             Self::AliasChain | Self::Overloaded => 0,
             Self::UpstreamDown | Self::NoUpstream => 22,
         }
     }
 
-    fn text(self) -> &'static str {
+    /// What it says to people.
+    pub fn text(self) -> &'static str {
         match self {
+            Self::Stale => "the source of the cluster's names is lost",
+            Self::Blocked => "a rule forbids this",
+            Self::Filtered => "a rule hides this",
             Self::NotSynced => "not synced",
             Self::AliasChain => "alias chain longer than 10",
             Self::UpstreamDown => "upstream down",
@@ -61,7 +76,7 @@ impl Ede {
 }
 
 /// Answers any message that is a query.
-pub fn answer(query: &[u8], snapshot: &Snapshot, transport: Transport, rotation: u32, out: &mut [u8]) -> Verdict {
+pub fn answer(query: &[u8], snapshot: &Snapshot, client: &Client, out: &mut [u8]) -> Verdict {
     let Some(header) = query.first_chunk::<HEADER>() else {
         return Verdict::Drop;
     };
@@ -74,10 +89,11 @@ pub fn answer(query: &[u8], snapshot: &Snapshot, transport: Transport, rotation:
     if header[4..6] != [0, 1] {
         return put(&bare(header, ResponseCode::FormErr), None, out);
     }
-    let Some((question, class, version)) = Message::from_vec(query).ok().and_then(|message| read(&message)) else {
+    let Some((mut question, class, version)) = Message::from_vec(query).ok().and_then(|message| read(&message)) else {
         return put(&bare(header, ResponseCode::FormErr), None, out);
     };
-    let limit = question.limit(transport).min(out.len());
+    question.prepare(snapshot, client);
+    let limit = question.limit(client.transport).min(out.len());
     let reply = |code| truncate::encode(response(&question, class, code), limit);
     if version > 0 {
         return put(&reply(ResponseCode::BADVERS), None, out);
@@ -85,6 +101,22 @@ pub fn answer(query: &[u8], snapshot: &Snapshot, transport: Transport, rotation:
     if class != DNSClass::IN {
         return put(&reply(ResponseCode::Refused), None, out);
     }
+    let mut denied = |code, ede| put(&truncate::encode(failure(&question, code, ede), limit), None, out);
+    match snapshot
+        .config
+        .policy
+        .verdict(&question.name, question.qtype, client.address)
+    {
+        AclAction::Allow => {}
+        AclAction::Block => return denied(ResponseCode::Refused, Ede::Blocked),
+        AclAction::Filter => return denied(ResponseCode::NoError, Ede::Filtered),
+        AclAction::Drop => return Verdict::Drop,
+    }
+    let rotation = if snapshot.config.policy.shuffle {
+        client.rotation
+    } else {
+        0
+    };
     match resolve(&question, snapshot, rotation) {
         Resolved::Message(message) => {
             let zone = snapshot.config.zone_of(&question.name).map(|zone| zone.index);
@@ -120,6 +152,9 @@ fn read(message: &Message) -> Option<(Question, DNSClass, u8)> {
     let edns = message.edns.as_ref().map(|edns| ClientEdns {
         payload: edns.max_payload(),
         dnssec_ok: edns.flags().dnssec_ok,
+        wants_nsid: edns.options().get(OPTION_NSID.into()).is_some(),
+        cookie: cookie(edns).flatten(),
+        ..ClientEdns::default()
     });
     let question = Question {
         id: message.metadata.id,
@@ -128,14 +163,26 @@ fn read(message: &Message) -> Option<(Question, DNSClass, u8)> {
         name: wire_name(query.name())?,
         qtype: query.query_type().into(),
         edns,
+        ..Question::default()
     };
     let version = message.edns.as_ref().map_or(0, Edns::version);
     // RFC 7871 section 7.1.2: a query with a broken subnet is refused; one with a good subnet is answered without it.
-    let broken = |edns: &Edns| edns.options().get(OPTION_SUBNET.into()).is_some_and(|o| o.len() < 4);
+    // RFC 7873 section 5.2.2: so is one with a cookie of a wrong length.
+    let broken =
+        |edns: &Edns| edns.options().get(OPTION_SUBNET.into()).is_some_and(|o| o.len() < 4) || cookie(edns).is_none();
     if message.edns.as_ref().is_some_and(broken) {
         return None;
     }
     Some((question, query.query_class(), version))
+}
+
+/// The client's cookie, if it sent one; `None` when it is none.
+fn cookie(edns: &Edns) -> Option<Option<[u8; 8]>> {
+    let Some(option) = edns.options().get(OPTION_COOKIE.into()) else {
+        return Some(None);
+    };
+    let data = Vec::<u8>::try_from(option).unwrap_or_default();
+    is_cookie(&data).then(|| data.first_chunk().copied())
 }
 
 fn wire_name(name: &ProtoName) -> Option<Name> {
@@ -162,10 +209,14 @@ fn response(question: &Question, class: DNSClass, code: ResponseCode) -> Message
     let mut query = Query::query(proto_name(question.name.sent()), question.qtype.into());
     query.set_query_class(class);
     message.add_query(query);
-    if let Some(client) = question.edns {
+    if let Some(client) = &question.edns {
         let mut edns = Edns::new();
-        edns.set_max_payload(edns::MAX_UDP as u16);
+        edns.set_max_payload(question.max_udp);
         edns.set_dnssec_ok(client.dnssec_ok);
+        for (code, data) in client.reply.iter() {
+            let option = EdnsOption::Unknown(code, data.to_vec());
+            edns.options_mut().insert(option);
+        }
         message.set_edns(edns);
     }
     message
@@ -173,13 +224,9 @@ fn response(question: &Question, class: DNSClass, code: ResponseCode) -> Message
 
 /// An error response, with the reason for clients that use EDNS.
 pub fn failure(question: &Question, code: ResponseCode, ede: Ede) -> Message {
-    let mut message = response(question, DNSClass::IN, code);
-    if let Some(edns) = &mut message.edns {
-        let mut data = ede.code().to_be_bytes().to_vec();
-        data.extend_from_slice(ede.text().as_bytes());
-        edns.options_mut().insert(EdnsOption::Unknown(OPTION_EDE, data));
-    }
-    message
+    let mut question = question.clone();
+    question.explain(ede);
+    response(&question, DNSClass::IN, code)
 }
 
 enum Resolved {
@@ -189,7 +236,11 @@ enum Resolved {
 }
 
 fn resolve(question: &Question, snapshot: &Snapshot, rotation: u32) -> Resolved {
-    let mut message = response(question, DNSClass::IN, ResponseCode::NoError);
+    let mut explained = question.clone();
+    if snapshot.stale {
+        explained.explain(Ede::Stale);
+    }
+    let mut message = response(&explained, DNSClass::IN, ResponseCode::NoError);
     message.metadata.authoritative = true;
     let mut aliases = Vec::new();
     let mut name = question.name.clone();
@@ -215,6 +266,7 @@ fn resolve(question: &Question, snapshot: &Snapshot, rotation: u32) -> Resolved 
                 aliases.push(Alias {
                     owner: name.sent().into(),
                     target: target.into(),
+                    ttl: zone.ttl,
                 });
                 if question.qtype == TYPE_CNAME {
                     break;
@@ -242,13 +294,13 @@ fn resolve(question: &Question, snapshot: &Snapshot, rotation: u32) -> Resolved 
 }
 
 /// The response to a question whose aliases lead out of our zones, given what upstream said about their target.
-pub fn relay(forward: &Forward, ttl: u32, upstream: &Message) -> Message {
+pub fn relay(forward: &Forward, upstream: &Message) -> Message {
     let mut message = response(&forward.question, DNSClass::IN, upstream.metadata.response_code);
     // AA speaks of the first owner name, which is ours (RFC 1035 section 4.1.1).
     message.metadata.authoritative = true;
     for alias in &forward.aliases {
         let data = RData::CNAME(CNAME(proto_name(&alias.target)));
-        message.add_answer(Record::from_rdata(proto_name(&alias.owner), ttl, data));
+        message.add_answer(Record::from_rdata(proto_name(&alias.owner), alias.ttl, data));
     }
     message.add_answers(upstream.answers.iter().cloned());
     message.add_authorities(upstream.authorities.iter().cloned());
@@ -270,7 +322,7 @@ impl Writer<'_> {
     }
 
     fn record(&self, data: RData) -> Record {
-        Record::from_rdata(self.owner(), self.snapshot.config.ttl, data)
+        Record::from_rdata(self.owner(), self.zone.ttl, data)
     }
 
     fn alias(&self, target: &[u8]) -> Record {
@@ -328,7 +380,7 @@ impl Writer<'_> {
     }
 
     fn glue(&self, message: &mut Message, owner: &ProtoName, v4: &[Ipv4Addr], v6: &[Ipv6Addr]) {
-        let ttl = self.snapshot.config.ttl;
+        let ttl = self.zone.ttl;
         let v4 = v4.iter().map(|ip| RData::A(A(*ip)));
         let v6 = v6.iter().map(|ip| RData::AAAA(AAAA(*ip)));
         message.add_additionals(v4.chain(v6).map(|data| Record::from_rdata(owner.clone(), ttl, data)));
@@ -364,13 +416,13 @@ impl Writer<'_> {
         let apex = &self.name.sent()[self.name.start(self.name.labels() - self.zone.labels)..];
         let config = &self.snapshot.config;
         let zone = match self.zone.kind {
-            ZoneKind::Cluster => apex,
-            ZoneKind::Reverse { .. } => &config.primary,
+            ZoneKind::Cluster | ZoneKind::ClusterSet => apex,
+            ZoneKind::Reverse => &config.primary,
         };
         let below = |labels: &[u8]| proto_name(&[labels, zone].concat());
         let [refresh, retry, expire] = SOA_TIMERS.map(|seconds| seconds as i32);
         let serial = self.snapshot.serial;
-        let minimum = config.negative_ttl;
+        let minimum = self.zone.negative_ttl;
         let (server, mailbox) = (below(b"\x02ns\x03dns"), below(b"\x0ahostmaster"));
         let data = SOA::new(server, mailbox, serial, refresh, retry, expire, minimum);
         Record::from_rdata(proto_name(apex), minimum, RData::SOA(data))

@@ -12,13 +12,13 @@ fn question(name: &str, edns: bool) -> Question {
     Question {
         id: 7,
         recursion_desired: true,
-        checking_disabled: false,
         name: Name::from_text(name).unwrap(),
         qtype: 1,
         edns: edns.then_some(ClientEdns {
             payload: 1232,
-            dnssec_ok: false,
+            ..ClientEdns::default()
         }),
+        ..Question::default()
     }
 }
 

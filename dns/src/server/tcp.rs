@@ -1,6 +1,7 @@
 //! TCP (RFC 7766): several queries on a connection, answered as they become ready, within bounds.
 
 use std::cell::RefCell;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,7 +15,7 @@ use tokio_util::task::TaskTracker;
 
 use super::{Shared, TcpLimits};
 use crate::answer::edns::MAX_TCP;
-use crate::answer::{Answered, Forward, Transport, Verdict, answer};
+use crate::answer::{Answered, Client, Forward, Transport, Verdict, answer};
 use crate::metrics::{Observed, Tally};
 
 /// How long the rest of a query may take once its length is there (CoreDNS's read time-out).
@@ -74,18 +75,19 @@ impl Server {
     async fn connection(self, stream: TcpStream) {
         // Small replies must not wait for each other.
         let _ = stream.set_nodelay(true);
-        let v6 = stream.local_addr().is_ok_and(|address| address.is_ipv6());
+        let Ok(peer) = stream.peer_addr() else { return };
         let (reader, writer) = stream.into_split();
         let (replies, inbox) = mpsc::channel(self.limits.pipelined);
         let read = async {
-            self.read(reader, &replies, v6).await;
+            self.read(reader, &replies, peer.ip()).await;
             // The writer ends when the last query that still waits has dropped its sender.
             drop(replies);
         };
         tokio::join!(read, write(inbox, writer));
     }
 
-    async fn read(&self, mut reader: OwnedReadHalf, replies: &mpsc::Sender<Vec<u8>>, v6: bool) {
+    async fn read(&self, mut reader: OwnedReadHalf, replies: &mpsc::Sender<Vec<u8>>, peer: IpAddr) {
+        let v6 = peer.is_ipv6();
         let waiting = Arc::new(Semaphore::new(self.limits.pipelined));
         loop {
             let length = tokio::select! {
@@ -99,7 +101,7 @@ impl Server {
                 return;
             };
             let begun = Instant::now();
-            let (verdict, reply) = self.answer(&query);
+            let (verdict, reply) = self.answer(&query, peer);
             let request = query.len();
             match verdict {
                 Verdict::Answer(Answered { zone, .. }) => {
@@ -127,10 +129,16 @@ impl Server {
         }
     }
 
-    fn answer(&self, query: &[u8]) -> (Verdict, Vec<u8>) {
+    fn answer(&self, query: &[u8], peer: IpAddr) -> (Verdict, Vec<u8>) {
+        let client = Client {
+            transport: Transport::Tcp,
+            address: peer,
+            rotation: rand::random(),
+            now: super::now(),
+        };
         let snapshot = self.shared.zone.load();
         RESPONSE.with_borrow_mut(|buffer| {
-            let verdict = answer(query, &snapshot, Transport::Tcp, rand::random(), buffer);
+            let verdict = answer(query, &snapshot, &client, buffer);
             let reply = match &verdict {
                 Verdict::Answer(answered) => buffer.get(..answered.length).unwrap_or_default().to_vec(),
                 Verdict::Forward(_) | Verdict::Drop => Vec::new(),

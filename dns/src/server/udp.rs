@@ -20,7 +20,7 @@ use socket2::Type;
 use tokio_util::task::TaskTracker;
 
 use super::{Shared, bind_socket};
-use crate::answer::{Answered, Forward, Transport, Verdict, answer};
+use crate::answer::{Answered, Client, Forward, Question, Transport, Verdict, answer_with};
 use crate::forward::Forwarder;
 use crate::metrics::{Observed, Tally};
 use crate::zone::Snapshot;
@@ -54,6 +54,8 @@ pub(super) struct Worker {
     runtime: tokio::runtime::Handle,
     tasks: TaskTracker,
     rotation: Rotation,
+    /// Where every query is read into.
+    question: Box<Question>,
 }
 
 /// A number that differs from query to query, and between threads and restarts (xorshift64*).
@@ -96,6 +98,7 @@ impl Worker {
             runtime: tokio::runtime::Handle::current(),
             tasks,
             rotation: Rotation(rand::random::<u64>() | 1),
+            question: Box::default(),
         })
     }
 
@@ -108,8 +111,9 @@ impl Worker {
                 Ok(0) => {}
                 Ok(count) => {
                     let begun = Instant::now();
+                    let now = super::now();
                     for index in 0..count {
-                        self.one(&mut batch, index, begun);
+                        self.one(&mut batch, index, begun, now);
                     }
                     batch.send(&self.socket);
                 }
@@ -121,8 +125,8 @@ impl Worker {
         }
     }
 
-    fn one(&mut self, batch: &mut Batch, index: usize, begun: Instant) {
-        let done = catch_unwind(AssertUnwindSafe(|| self.answer(batch, index)));
+    fn one(&mut self, batch: &mut Batch, index: usize, begun: Instant, now: u32) {
+        let done = catch_unwind(AssertUnwindSafe(|| self.answer(batch, index, now)));
         match done {
             Ok(Done::Reply(answered)) => {
                 batch.reply(index, answered.length);
@@ -141,11 +145,16 @@ impl Worker {
         }
     }
 
-    fn answer(&mut self, batch: &mut Batch, index: usize) -> Done {
-        let rotation = self.rotation.next();
+    fn answer(&mut self, batch: &mut Batch, index: usize, now: u32) -> Done {
+        let client = Client {
+            transport: Transport::Udp,
+            address: batch.peer(index),
+            rotation: self.rotation.next(),
+            now,
+        };
         let snapshot = self.zone.load();
         let (query, reply) = batch.pair(index);
-        let forward = match answer(query, snapshot, Transport::Udp, rotation, reply) {
+        let forward = match answer_with(&mut self.question, query, snapshot, &client, reply) {
             Verdict::Answer(answered) => return Done::Reply(answered),
             Verdict::Drop => return Done::Nothing,
             Verdict::Forward(forward) => forward,

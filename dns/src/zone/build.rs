@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use portolan_model::{Endpoint, Protocol, ServiceName, ServiceType, ServiceView};
 
+use super::config::Naming;
 use super::names::{DashedLabel, MAX_LABEL, parse_dashed, push_label, wire_from_text};
 use super::records::{PtrName, Records, Srv};
 
@@ -27,6 +28,8 @@ pub struct ServiceNames {
     ports: Box<[Port]>,
     /// SRV records of the bare name, when they are not just those of the only port.
     bare: Option<Box<[SrvRecord]>>,
+    /// Its own name does not exist, for want of endpoints.
+    hidden: bool,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -100,7 +103,7 @@ pub enum ServiceAnswer<'a> {
 
 impl ServiceNames {
     /// Builds the names of a Service. `None` when its name cannot stand in DNS.
-    pub fn build(view: &ServiceView<'_>) -> Option<Self> {
+    pub fn build(view: &ServiceView<'_>, naming: &Naming) -> Option<Self> {
         let key = service_key(&view.service.name)?;
         let service = view.service;
         let mut names = Self {
@@ -112,6 +115,7 @@ impl ServiceNames {
             dashed: 0,
             ports: Box::default(),
             bare: None,
+            hidden: false,
         };
         if service.type_ == ServiceType::ExternalName {
             names.kind = Kind::ExternalName(service.external_name.as_deref().and_then(external_target));
@@ -120,18 +124,24 @@ impl ServiceNames {
         if service.headless {
             names.kind = Kind::Headless;
         }
-        names.hosts = hosts(view);
+        names.hosts = if naming.endpoints {
+            hosts(view, naming)
+        } else {
+            Box::default()
+        };
+        names.hidden = !service.headless && !naming.empty_services && names.hosts.is_empty();
         names.dashed = names.hosts.partition_point(|host| !matches!(host, Host::Named(_)));
         let (v4, v6) = if service.headless {
-            let ready = ready_endpoints(view).flat_map(Endpoint::addresses);
+            let ready = ready_endpoints(view).filter(|_| naming.endpoints);
+            let ready = ready.flat_map(Endpoint::addresses);
             split(ready.collect::<BTreeSet<_>>())
         } else {
             split(service.cluster_ips.iter().copied())
         };
         (names.v4, names.v6) = (v4, v6);
         if service.headless {
-            names.endpoint_ports(view);
-        } else {
+            names.endpoint_ports(view, naming);
+        } else if !names.hidden {
             names.service_ports(view);
         }
         names.merge_bare();
@@ -158,7 +168,7 @@ impl ServiceNames {
     }
 
     /// The ports that the slices of a headless Service name: every record points at an endpoint.
-    fn endpoint_ports(&mut self, view: &ServiceView<'_>) {
+    fn endpoint_ports(&mut self, view: &ServiceView<'_>, naming: &Naming) {
         let mut found: BTreeMap<(&str, Protocol), (BTreeSet<SrvRecord>, usize)> = BTreeMap::new();
         for slice in view.slices {
             for port in &slice.ports {
@@ -167,7 +177,7 @@ impl ServiceNames {
                 let ready = slice.endpoints.iter().filter(|endpoint| endpoint.conditions.ready);
                 for (endpoint, ip) in ready.flat_map(|e| e.addresses().map(move |ip| (e, ip))) {
                     *count += 1;
-                    if let Some(host) = self.position(endpoint, ip) {
+                    if let Some(host) = self.position(endpoint, ip, naming) {
                         records.insert(SrvRecord { host, port: number });
                     }
                 }
@@ -189,8 +199,8 @@ impl ServiceNames {
         }
     }
 
-    fn position(&self, endpoint: &Endpoint, ip: IpAddr) -> Option<u32> {
-        let found = match host_label(endpoint) {
+    fn position(&self, endpoint: &Endpoint, ip: IpAddr, naming: &Naming) -> Option<u32> {
+        let found = match host_label(endpoint, naming) {
             Some(label) => self.named(&label),
             None => self.dashed(ip),
         };
@@ -232,7 +242,7 @@ impl ServiceNames {
     /// Whether the Service's own name exists.
     pub fn exists(&self) -> bool {
         match &self.kind {
-            Kind::ClusterIp => true,
+            Kind::ClusterIp => !self.hidden,
             Kind::Headless => !self.hosts.is_empty(),
             Kind::ExternalName(target) => target.is_some(),
         }
@@ -343,17 +353,19 @@ fn ready_endpoints<'a>(view: &ServiceView<'a>) -> impl Iterator<Item = &'a Endpo
     endpoints.filter(|endpoint| endpoint.conditions.ready)
 }
 
-/// The endpoint's hostname in lower case, when it can stand in a name.
-fn host_label(endpoint: &Endpoint) -> Option<Vec<u8>> {
-    let label = endpoint.hostname.as_deref()?.to_ascii_lowercase().into_bytes();
+/// The endpoint's hostname, or its pod's name when that is asked for, in lower case, when it can stand in a name.
+fn host_label(endpoint: &Endpoint, naming: &Naming) -> Option<Vec<u8>> {
+    let pod = || endpoint.target_pod.as_ref().filter(|_| naming.endpoint_pod_names);
+    let label = endpoint.hostname.as_deref().or_else(|| pod().map(|pod| &*pod.name))?;
+    let label = label.to_ascii_lowercase().into_bytes();
     (!label.is_empty() && label.len() <= MAX_LABEL && !label.contains(&b'.')).then_some(label)
 }
 
-fn hosts(view: &ServiceView<'_>) -> Box<[Host]> {
+fn hosts(view: &ServiceView<'_>, naming: &Naming) -> Box<[Host]> {
     let mut dashed = BTreeSet::new();
     let mut named: BTreeMap<Vec<u8>, BTreeSet<IpAddr>> = BTreeMap::new();
     for endpoint in ready_endpoints(view) {
-        match host_label(endpoint) {
+        match host_label(endpoint, naming) {
             Some(label) => named.entry(label).or_default().extend(endpoint.addresses()),
             None => dashed.extend(endpoint.addresses()),
         }

@@ -4,6 +4,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use ipnet::IpNet;
 use thiserror::Error;
 
 /// The longest name on the wire with its root label (RFC 1035 section 2.3.4).
@@ -59,6 +60,16 @@ impl Name {
     /// When the bytes are no plain name.
     pub fn read(packet: &[u8], offset: usize) -> Result<(Self, usize), NameError> {
         let mut name = Self::root();
+        let end = name.read_into(packet, offset)?;
+        Ok((name, end))
+    }
+
+    /// The same into a name that is there already, whatever it held. On an error it holds nothing of use.
+    ///
+    /// # Errors
+    /// When the bytes are no plain name.
+    pub fn read_into(&mut self, packet: &[u8], offset: usize) -> Result<usize, NameError> {
+        self.labels = 0;
         let mut at = 0;
         let rest = packet.get(offset..).unwrap_or_default();
         loop {
@@ -76,16 +87,16 @@ impl Name {
             if next > rest.len() {
                 return Err(NameError::CutOff);
             }
-            name.note_label(at);
+            self.note_label(at);
             at = next;
         }
         // `at` is below 255 here and the root label stands at it.
-        name.length = at as u8 + 1;
-        name.sent[..=at].copy_from_slice(&rest[..=at]);
-        name.lower[..=at].copy_from_slice(&rest[..=at]);
+        self.length = at as u8 + 1;
+        self.sent[..=at].copy_from_slice(&rest[..=at]);
+        self.lower[..=at].copy_from_slice(&rest[..=at]);
         // Lengths are below 64, so that lower-casing the whole name leaves them alone.
-        name.lower[..=at].make_ascii_lowercase();
-        Ok((name, offset + at + 1))
+        self.lower[..=at].make_ascii_lowercase();
+        Ok(offset + at + 1)
     }
 
     fn note_label(&mut self, at: usize) {
@@ -366,6 +377,25 @@ pub fn reverse_name(ip: IpAddr) -> Box<[u8]> {
         }
     }
     wire.into()
+}
+
+/// The reverse zones of a range of addresses, in wire form. A range that ends between two labels is several zones.
+pub fn reverse_zones(net: &IpNet) -> Vec<Box<[u8]>> {
+    let bits = match net {
+        IpNet::V4(_) => 8,
+        IpNet::V6(_) => 4,
+    };
+    let labels = net.prefix_len().div_ceil(bits);
+    let Ok(subnets) = net.subnets(labels * bits) else {
+        return Vec::new();
+    };
+    let skipped = usize::from(net.max_prefix_len() / bits - labels);
+    let zone = |subnet: IpNet| {
+        let whole = reverse_name(subnet.network());
+        let name = Name::from_wire(&whole).ok()?;
+        Some(name.suffix(skipped).into())
+    };
+    subnets.filter_map(zone).collect()
 }
 
 #[cfg(test)]

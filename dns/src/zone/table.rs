@@ -8,11 +8,11 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use portolan_model::{Delta, Namespace, Pod, PodName, ServiceName, World};
+use portolan_model::{Delta, Pod, PodName, ServiceName, World};
 use rpds::HashTrieMapSync;
 
 use super::build::{ServiceNames, service_key};
-use super::config::{PodMode, ZoneConfig};
+use super::config::ZoneConfig;
 use super::records::Ptr;
 
 type Map<K, V> = HashTrieMapSync<K, V, foldhash::fast::RandomState>;
@@ -24,6 +24,8 @@ pub struct Snapshot {
     pub config: Arc<ZoneConfig>,
     /// Whether every source has been read once. Until then no name of ours may be answered or forwarded.
     pub synced: bool,
+    /// Whether the source is lost, so that answers may be out of date. They are given nevertheless, and say so.
+    pub stale: bool,
     /// The serial of every zone.
     pub serial: u32,
     services: Map<Arc<[u8]>, Arc<ServiceNames>>,
@@ -67,6 +69,7 @@ impl Snapshot {
         Self {
             config: Arc::new(config),
             synced: false,
+            stale: false,
             serial,
             services: Map::default(),
             namespaces: Map::default(),
@@ -209,20 +212,28 @@ impl Zone {
     pub fn apply(&mut self, world: &World, delta: &Delta, now: u32) -> Applied {
         let mut applied = Applied::default();
         let mut moved = false;
+        let config = self.work.config.clone();
+        let naming = &config.naming;
         for name in &delta.namespaces {
-            let declared = world
-                .namespace(name)
-                .is_some_and(|namespace: &Namespace| !namespace.name.is_empty());
+            let object = world.namespace(name);
+            let declared = object.is_some() && naming.exposes(name, object);
             moved |= self
                 .work
                 .presence(name.as_bytes(), |presence| presence.declared = declared);
+            // With a selector the labels of a namespace decide about all Services in it.
+            if !naming.namespace_labels.is_empty() {
+                for view in world
+                    .services_in(name)
+                    .filter(|view| !delta.services.contains(&view.service.name))
+                {
+                    self.rebuild(world, &view.service.name, &mut applied);
+                }
+            }
         }
         for name in &delta.services {
-            let names = world.service(name).and_then(|view| ServiceNames::build(&view));
-            applied.built += 1;
-            applied.changed += usize::from(self.work.replace(name, names));
+            self.rebuild(world, name, &mut applied);
         }
-        if self.work.config.pods == PodMode::Verified {
+        if config.needs_pods() {
             for name in &delta.pods {
                 moved |= self.replace_pod(name, world.pod(name));
             }
@@ -233,6 +244,15 @@ impl Zone {
             self.publish();
         }
         applied
+    }
+
+    fn rebuild(&mut self, world: &World, name: &ServiceName, applied: &mut Applied) {
+        let naming = &self.work.config.naming;
+        let exposed = naming.exposes(&name.namespace, world.namespace(&name.namespace));
+        let view = world.service(name).filter(|_| exposed);
+        let names = view.and_then(|view| ServiceNames::build(&view, naming));
+        applied.built += 1;
+        applied.changed += usize::from(self.work.replace(name, names));
     }
 
     fn replace_pod(&mut self, name: &PodName, pod: Option<&Pod>) -> bool {
@@ -254,10 +274,43 @@ impl Zone {
         moved
     }
 
+    /// Puts another configuration in force. Only names that it changes are built anew. `now` is in seconds since 1970.
+    pub fn configure(&mut self, config: ZoneConfig, world: &World, now: u32) -> Applied {
+        let old = std::mem::replace(&mut self.work.config, Arc::new(config));
+        let config = self.work.config.clone();
+        let mut applied = Applied::default();
+        if config.naming != old.naming {
+            for namespace in world.namespaces() {
+                let declared = config.naming.exposes(&namespace.name, Some(namespace));
+                self.work
+                    .presence(namespace.name.as_bytes(), |presence| presence.declared = declared);
+            }
+            for view in world.services() {
+                self.rebuild(world, &view.service.name, &mut applied);
+            }
+        }
+        if config.needs_pods() && !old.needs_pods() {
+            for pod in world.pods() {
+                self.replace_pod(&pod.name, Some(pod));
+            }
+        }
+        self.work.serial = now.max(self.work.serial.wrapping_add(1));
+        self.publish();
+        applied
+    }
+
     /// Says that every source has been read: from now on names are answered.
     pub fn set_synced(&mut self) {
         if !self.work.synced {
             self.work.synced = true;
+            self.publish();
+        }
+    }
+
+    /// Says whether the source is lost.
+    pub fn set_stale(&mut self, stale: bool) {
+        if self.work.stale != stale {
+            self.work.stale = stale;
             self.publish();
         }
     }

@@ -399,7 +399,7 @@ fn pods_by_address() {
         ("shop.pod A", &["NODATA"]),
     ]);
     let mut disabled = config();
-    disabled.pods = PodMode::Disabled;
+    disabled.set_pods(PodMode::Disabled);
     let subject = Subject::Ours(Live::start(&zone(CLUSTER, disabled), Setup::default()));
     check(&subject, "10-244-1-6.shop.pod A", &["NXDOMAIN"]);
 }
@@ -419,7 +419,7 @@ fn pods_that_exist() {
     ]
     .concat();
     let mut verified = config();
-    verified.pods = PodMode::Verified;
+    verified.set_pods(PodMode::Verified);
     let subject = Subject::Ours(Live::start(&zone(&yaml, verified), Setup::default()));
     check(&subject, "10-244-1-6.shop.pod A", &["@ 5 A 10.244.1.6"]);
     // CoreDNS knows the first address only.
@@ -433,7 +433,7 @@ fn pods_that_exist() {
 #[test]
 fn several_zones_hold_the_same_names() {
     let mut config = portolan_dns::ZoneConfig::new(&["cluster.local".into(), "k8s.Example.com".into()]).unwrap();
-    config.ttl = 30;
+    config.set_ttl(30, 30);
     let subject = Subject::Ours(Live::start(&zone(CLUSTER, config), Setup::default()));
     check(&subject, "web.shop.svc A", &["@ 30 A 10.96.0.20"]);
     check(&subject, "web.shop.svc.k8s.example.com. A", &["@ 30 A 10.96.0.20"]);

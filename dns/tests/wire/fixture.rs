@@ -47,7 +47,7 @@ pub fn events(yaml: &str) -> Vec<Event> {
 /// The configuration that most tests use: one zone, pods by any address.
 pub fn config() -> ZoneConfig {
     let mut config = ZoneConfig::new(&["cluster.local".to_owned()]).unwrap();
-    config.pods = PodMode::Insecure;
+    config.set_pods(PodMode::Insecure);
     config
 }
 

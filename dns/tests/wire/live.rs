@@ -54,7 +54,6 @@ impl Live {
         let forwarder = Forwarder::new(Limits {
             max_concurrent: setup.max_concurrent,
             cache_octets: 1 << 20,
-            ttl: 5,
         });
         forwarder.set_upstreams(&setup.upstreams);
         let zones = zone.reader().load().config.zones().len();

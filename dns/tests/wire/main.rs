@@ -7,6 +7,7 @@ mod daemon;
 mod fixture;
 mod forwarding;
 mod live;
+mod options;
 mod properties;
 mod protocol;
 mod sockets;

@@ -7,6 +7,7 @@ use portolan_model::{Delta, Event, Object, ObjectKey, World};
 use proptest::prelude::*;
 
 use crate::fixture::{CLUSTER, config, events, query, with_edns, zone};
+use crate::protocol::from;
 
 /// Names that exist, names near them, and anything.
 fn question_name() -> impl Strategy<Value = String> {
@@ -57,7 +58,8 @@ fn question_type() -> impl Strategy<Value = &'static str> {
 
 fn fast_answer(question: &Question, snapshot: &Snapshot, rotation: u32) -> Option<Message> {
     let mut out = vec![0; 65_535];
-    match fast::answer(question, snapshot, Transport::Tcp, rotation, &mut out) {
+    let client = from(Transport::Tcp).rotated(rotation);
+    match fast::answer(&mut question.clone(), snapshot, &client, &mut out) {
         fast::Fast::Answer(Answered { length, .. }) => Some(Message::from_vec(&out[..length]).unwrap()),
         fast::Fast::NotOurs | fast::Fast::TooHard => None,
     }
@@ -82,9 +84,13 @@ proptest! {
             message = with_edns(message, payload);
         }
         let bytes = message.to_vec().unwrap();
-        let parse::Parsed::Plain(question) = parse::parse(&bytes) else { panic!("not plain: {name}") };
+        let mut question = Question::default();
+        prop_assert_eq!(parse::parse(&bytes, &mut question), parse::Parsed::Plain, "{}", name);
+        let stream = from(Transport::Tcp).rotated(rotation);
+        let datagram = from(Transport::Udp).rotated(rotation);
+        question.prepare(&zone, &stream);
         let mut out = vec![0; 65_535];
-        let slow = slow::answer(&bytes, &zone, Transport::Tcp, rotation, &mut out);
+        let slow = slow::answer(&bytes, &zone, &stream, &mut out);
         match (fast_answer(&question, &zone, rotation), slow) {
             (Some(fast), Verdict::Answer(Answered { length, .. })) => {
                 let slow = Message::from_vec(&out[..length]).unwrap();
@@ -94,8 +100,8 @@ proptest! {
                 // Over UDP both keep the limit, and what is left is the beginning of the whole.
                 let limit = question.limit(Transport::Udp);
                 for length in [
-                    udp(fast::answer(&question, &zone, Transport::Udp, rotation, &mut out)),
-                    match slow::answer(&bytes, &zone, Transport::Udp, rotation, &mut out) {
+                    udp(fast::answer(&mut question.clone(), &zone, &datagram, &mut out)),
+                    match slow::answer(&bytes, &zone, &datagram, &mut out) {
                         Verdict::Answer(Answered { length, .. }) => Some(length),
                         _ => None,
                     },
@@ -121,7 +127,7 @@ proptest! {
     fn any_packet_is_survived(bytes in packet()) {
         let zone = shared_zone();
         let mut out = [0; 1232];
-        match answer(&bytes, &zone, Transport::Udp, 1, &mut out) {
+        match answer(&bytes, &zone, &from(Transport::Udp).rotated(1), &mut out) {
             Verdict::Answer(Answered { length, .. }) => {
                 let reply = Message::from_vec(&out[..length]).unwrap();
                 prop_assert_eq!(reply.metadata.id, u16::from_be_bytes([bytes[0], bytes[1]]));
@@ -199,7 +205,7 @@ fn dump(world: &World, snapshot: &Snapshot) -> Vec<String> {
     let say = |line: &String| {
         let bytes = query(line).to_vec().unwrap();
         let mut out = vec![0; 65_535];
-        let said = match answer(&bytes, snapshot, Transport::Tcp, 0, &mut out) {
+        let said = match answer(&bytes, snapshot, &from(Transport::Tcp), &mut out) {
             Verdict::Answer(Answered { length, .. }) => {
                 let mut reply = Message::from_vec(&out[..length]).unwrap();
                 reply.authorities.clear();

@@ -4,15 +4,20 @@ use std::collections::BTreeSet;
 
 use hickory_proto::op::{Message, MessageType, OpCode, ResponseCode};
 use hickory_proto::rr::{DNSClass, RecordType};
-use portolan_dns::answer::{Answered, Transport, Verdict, answer};
+use portolan_dns::answer::{Answered, Client, Transport, Verdict, answer};
 use portolan_dns::zone::Snapshot;
 
 use crate::fixture::{CLUSTER, config, query, said, with_edns, zone};
 
+/// A client on loopback.
+pub fn from(transport: Transport) -> Client {
+    Client::new(transport, [127, 0, 0, 1])
+}
+
 /// Asks in process, where a test needs what no socket shows.
 pub fn ask(snapshot: &Snapshot, query: &Message, transport: Transport) -> Message {
     let mut out = vec![0; 65_535];
-    match answer(&query.to_vec().unwrap(), snapshot, transport, 0, &mut out) {
+    match answer(&query.to_vec().unwrap(), snapshot, &from(transport), &mut out) {
         Verdict::Answer(answered) => Message::from_vec(&out[..answered.length]).unwrap(),
         other => panic!("{other:?}"),
     }
@@ -43,14 +48,14 @@ fn odd_queries() {
     let mut response = query("web.shop.svc A");
     response.metadata.message_type = MessageType::Response;
     let mut out = [0; 512];
-    let verdict = answer(&response.to_vec().unwrap(), &snapshot, Transport::Udp, 0, &mut out);
+    let verdict = answer(&response.to_vec().unwrap(), &snapshot, &from(Transport::Udp), &mut out);
     assert!(matches!(verdict, Verdict::Drop), "a response is never answered");
     for length in 0..12 {
-        let verdict = answer(&vec![0; length], &snapshot, Transport::Udp, 0, &mut out);
+        let verdict = answer(&vec![0; length], &snapshot, &from(Transport::Udp), &mut out);
         assert!(matches!(verdict, Verdict::Drop), "{length} octets are no message");
     }
     let cut = &query("web.shop.svc A").to_vec().unwrap()[..20];
-    let Verdict::Answer(Answered { length, .. }) = answer(cut, &snapshot, Transport::Udp, 0, &mut out) else {
+    let Verdict::Answer(Answered { length, .. }) = answer(cut, &snapshot, &from(Transport::Udp), &mut out) else {
         panic!("a broken query is answered")
     };
     assert_eq!(
@@ -89,7 +94,12 @@ fn large_answers_are_cut_and_rotate() {
             message = with_edns(message, payload);
         }
         let mut out = vec![0; 65_535];
-        let verdict = answer(&message.to_vec().unwrap(), &snapshot, transport, rotation, &mut out);
+        let verdict = answer(
+            &message.to_vec().unwrap(),
+            &snapshot,
+            &from(transport).rotated(rotation),
+            &mut out,
+        );
         let Verdict::Answer(Answered { length, .. }) = verdict else {
             panic!("{verdict:?}")
         };

@@ -44,17 +44,21 @@ pub(crate) async fn start(options: Options, wants: Wants, shutdown: Cancellation
     let (sink, feed) = channel(&kinds_of(&wants));
     let watches = Watches { config, sink, shutdown };
     let all = watcher::Config::default();
+    let selected = labelled(&[&wants.labels.to_string()]);
     watches.spawn::<core::Service>(match wants.services {
-        ServiceSelection::All => all.clone(),
-        ServiceSelection::Forwarded => all
-            .clone()
-            .labels(&format!("!{SERVICE_PROXY_NAME_LABEL}"))
-            .fields("spec.clusterIP!=None"),
+        ServiceSelection::All => selected.clone(),
+        ServiceSelection::Forwarded => {
+            let ours = format!("!{SERVICE_PROXY_NAME_LABEL}");
+            labelled(&[&ours, &wants.labels.to_string()]).fields("spec.clusterIP!=None")
+        }
     })?;
-    watches.spawn::<discovery::EndpointSlice>(match wants.slices {
-        SliceSelection::All => all.clone(),
-        SliceSelection::Forwarded => all.clone().labels(&format!("!{HEADLESS_LABEL}")),
-    })?;
+    match wants.slices {
+        SliceSelection::All => watches.spawn::<discovery::EndpointSlice>(all.clone())?,
+        SliceSelection::Forwarded => {
+            watches.spawn::<discovery::EndpointSlice>(all.clone().labels(&format!("!{HEADLESS_LABEL}")))?;
+        }
+        SliceSelection::None => {}
+    }
     match &wants.nodes {
         NodeSelection::None => {}
         NodeSelection::Named(name) => {
@@ -66,7 +70,7 @@ pub(crate) async fn start(options: Options, wants: Wants, shutdown: Cancellation
         watches.spawn::<core::Namespace>(all.clone())?;
     }
     if wants.pods {
-        watches.spawn::<core::Pod>(all.clone())?;
+        watches.spawn::<core::Pod>(selected)?;
     }
     if wants.service_cidrs {
         watches.spawn::<networking::ServiceCIDR>(all)?;
@@ -74,10 +78,19 @@ pub(crate) async fn start(options: Options, wants: Wants, shutdown: Cancellation
     Ok(feed)
 }
 
+/// What fulfils every one of the selectors; an empty one asks for nothing.
+fn labelled(selectors: &[&str]) -> watcher::Config {
+    let asked: Vec<&str> = selectors.iter().copied().filter(|text| !text.is_empty()).collect();
+    match asked.is_empty() {
+        true => watcher::Config::default(),
+        false => watcher::Config::default().labels(&asked.join(",")),
+    }
+}
+
 fn kinds_of(wants: &Wants) -> Vec<&'static str> {
     let kinds = [
         (core::Service::NAME, true),
-        (discovery::EndpointSlice::NAME, true),
+        (discovery::EndpointSlice::NAME, wants.slices != SliceSelection::None),
         (core::Node::NAME, wants.nodes != NodeSelection::None),
         (core::Namespace::NAME, wants.namespaces),
         (core::Pod::NAME, wants.pods),

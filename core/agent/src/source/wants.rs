@@ -1,6 +1,6 @@
 //! Which objects a daemon wants: kube-proxy's filters, or everything.
 
-use portolan_model::{Object, Service};
+use portolan_model::{Object, Selector, Service};
 
 /// Label of a Service that another proxy takes care of.
 pub(crate) const SERVICE_PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
@@ -24,6 +24,8 @@ pub enum SliceSelection {
     Forwarded,
     /// Every slice.
     All,
+    /// No slice.
+    None,
 }
 
 /// Which Nodes.
@@ -52,6 +54,8 @@ pub struct Wants {
     pub pods: bool,
     /// ServiceCIDRs.
     pub service_cidrs: bool,
+    /// Services and Pods must match it. Slices need not: they count with their Service.
+    pub labels: Selector,
 }
 
 // === impl Wants ===
@@ -66,6 +70,7 @@ impl Wants {
             namespaces: false,
             pods: false,
             service_cidrs: true,
+            labels: Selector::default(),
         }
     }
 
@@ -78,18 +83,25 @@ impl Wants {
             namespaces: true,
             pods: false,
             service_cidrs: false,
+            labels: Selector::default(),
         }
     }
 
-    /// Whether an object of a manifest folder is wanted; `labelled` tells whether it has a label. The API server does
+    /// Whether an object of a manifest folder is wanted; `label` tells the value of a label. The API server does
     /// the same with selectors.
-    pub(crate) fn admits(&self, object: &Object, labelled: impl Fn(&str) -> bool) -> bool {
+    pub(crate) fn admits<'a>(&self, object: &Object, label: impl Fn(&str) -> Option<&'a str>) -> bool {
+        let labelled = |name| label(name).is_some();
         match object {
+            Object::Service(_) | Object::Pod(_) if !self.labels.matches(&label) => false,
             Object::Service(service) => match self.services {
                 ServiceSelection::All => true,
                 ServiceSelection::Forwarded => !is_headless(service) && !labelled(SERVICE_PROXY_NAME_LABEL),
             },
-            Object::EndpointSlice(_) => self.slices == SliceSelection::All || !labelled(HEADLESS_LABEL),
+            Object::EndpointSlice(_) => match self.slices {
+                SliceSelection::All => true,
+                SliceSelection::Forwarded => !labelled(HEADLESS_LABEL),
+                SliceSelection::None => false,
+            },
             Object::Node(node) => match &self.nodes {
                 NodeSelection::None => false,
                 NodeSelection::Named(name) => *node.name == **name,

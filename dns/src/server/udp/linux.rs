@@ -5,11 +5,11 @@
 
 use std::io;
 use std::mem::{size_of, zeroed};
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::ptr;
 
-use crate::answer::edns::MAX_UDP;
+use crate::answer::edns::LARGEST_UDP;
 
 /// Datagrams in a batch.
 const DATAGRAMS: usize = 32;
@@ -21,7 +21,7 @@ type Control = [u64; 8];
 /// Room for a batch and its replies. The message headers are made anew for every call, so no pointer is kept.
 pub(super) struct Batch {
     queries: Box<[[u8; QUERY]]>,
-    replies: Box<[[u8; MAX_UDP]]>,
+    replies: Box<[[u8; LARGEST_UDP]]>,
     slots: Box<[Slot]>,
 }
 
@@ -153,7 +153,7 @@ impl Batch {
     pub(super) fn new() -> Self {
         Self {
             queries: vec![[0; QUERY]; DATAGRAMS].into(),
-            replies: vec![[0; MAX_UDP]; DATAGRAMS].into(),
+            replies: vec![[0; LARGEST_UDP]; DATAGRAMS].into(),
             slots: vec![Slot::new(); DATAGRAMS].into(),
         }
     }
@@ -207,9 +207,28 @@ impl Batch {
         )
     }
 
+    /// Where a query came from.
+    pub(super) fn peer(&self, index: usize) -> IpAddr {
+        let peer = &self.slots[index].peer;
+        // SAFETY: the storage is large enough and aligned for both kinds of address, and the family says which one the
+        // kernel wrote; all bit patterns are addresses.
+        unsafe {
+            match libc::c_int::from(peer.ss_family) {
+                libc::AF_INET6 => {
+                    let peer = &*ptr::from_ref(peer).cast::<libc::sockaddr_in6>();
+                    Ipv6Addr::from(peer.sin6_addr.s6_addr).into()
+                }
+                _ => {
+                    let peer = &*ptr::from_ref(peer).cast::<libc::sockaddr_in>();
+                    Ipv4Addr::from(u32::from_be(peer.sin_addr.s_addr)).into()
+                }
+            }
+        }
+    }
+
     /// Says how long the reply is.
     pub(super) fn reply(&mut self, index: usize, length: usize) {
-        self.slots[index].reply_length = length.min(MAX_UDP);
+        self.slots[index].reply_length = length.min(LARGEST_UDP);
     }
 
     /// Where a query came from, for a reply that takes longer.

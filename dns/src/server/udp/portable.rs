@@ -1,9 +1,9 @@
 //! One datagram at a time, for systems without recvmmsg. Replies leave from the address that routing chooses.
 
 use std::io;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 
-use crate::answer::edns::MAX_UDP;
+use crate::answer::edns::LARGEST_UDP;
 
 const QUERY: usize = 4096;
 
@@ -42,7 +42,7 @@ impl Batch {
         Self {
             query: vec![0; QUERY],
             length: 0,
-            reply: vec![0; MAX_UDP],
+            reply: vec![0; LARGEST_UDP],
             reply_length: 0,
             peer: None,
         }
@@ -61,6 +61,10 @@ impl Batch {
             Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => Ok(0),
             Err(error) => Err(error),
         }
+    }
+
+    pub(super) fn peer(&self, _index: usize) -> IpAddr {
+        self.peer.map_or(Ipv4Addr::UNSPECIFIED.into(), |peer| peer.ip())
     }
 
     pub(super) fn pair(&mut self, _index: usize) -> (&[u8], &mut [u8]) {

@@ -189,7 +189,7 @@ impl Cluster {
         }
         self.touch(id, old.as_deref(), Some(&manifest), round);
         if let Some(object) = object {
-            let admitted = self.wants.admits(&object, |label| manifest.has_label(label));
+            let admitted = self.wants.admits(&object, |label| manifest.label(label));
             round.output.events.push(match admitted {
                 true => Event::Apply(object),
                 false => Event::Delete(object.key()),

@@ -153,9 +153,9 @@ impl Manifest {
         }
     }
 
-    pub(crate) fn has_label(&self, label: &str) -> bool {
+    pub(crate) fn label(&self, label: &str) -> Option<&str> {
         let labels = self.metadata().labels.as_ref();
-        labels.is_some_and(|labels| labels.contains_key(label))
+        labels.and_then(|labels| labels.get(label)).map(String::as_str)
     }
 }
 

@@ -116,8 +116,8 @@ impl Cluster {
             return Vec::new();
         };
         let spec = service.spec.as_ref();
-        let headless =
-            spec.and_then(|spec| spec.cluster_ip.as_deref()) == Some("None") || manifest.has_label(HEADLESS_LABEL);
+        let headless = spec.and_then(|spec| spec.cluster_ip.as_deref()) == Some("None")
+            || manifest.label(HEADLESS_LABEL).is_some();
         if headless && self.wants.slices == SliceSelection::Forwarded {
             return Vec::new();
         }
