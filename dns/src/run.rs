@@ -187,6 +187,7 @@ async fn admins(
     draining: &Arc<AtomicBool>,
 ) -> Result<Vec<admin::Bound>> {
     let mut registry = Registry::default();
+    portolan_agent::process::register(&mut registry);
     let port = args.listen.first().map_or(0, SocketAddr::port);
     registry.register_collector(Box::new(Exporter {
         server: format!("dns://:{port}"),

@@ -38,6 +38,10 @@ pub struct Report {
     pub messages: usize,
     /// Time from the call to the kernel's consent.
     pub took: Duration,
+    /// Flows whose endpoint serves no more, that were ended.
+    pub flows_ended: usize,
+    /// Time that it took to find and end them; zero where the backend need not.
+    pub flows_took: Duration,
 }
 
 /// Why an apply failed.

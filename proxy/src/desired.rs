@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use ipnet::IpNet;
-use portolan_model::{Delta, Event, Node, Object, ServiceName, World};
+use portolan_model::{Delta, Event, Node, Object, ObjectKey, ServiceName, World};
 use portolan_plan::{HealthCheckPlan, HostAddress, NodePlan, Options, plan_node, plan_service};
 
 use crate::backend::Change;
@@ -27,6 +27,8 @@ pub struct Desired {
     notes: BTreeMap<ServiceName, Vec<String>>,
     /// Services that a policy Local leaves without endpoints here, for the metric: internal, external.
     no_local: BTreeMap<ServiceName, (bool, bool)>,
+    /// Events of Services and of EndpointSlices that no change has taken up yet.
+    waiting: (usize, usize),
 }
 
 /// What a [`Change`] came from, for metrics.
@@ -57,14 +59,23 @@ impl Desired {
             health_checks: BTreeMap::new(),
             notes: BTreeMap::new(),
             no_local: BTreeMap::new(),
+            waiting: (0, 0),
         }
     }
 
-    /// Takes events in.
-    pub fn take_in(&mut self, events: impl IntoIterator<Item = Event>) {
+    /// Takes events in. Yields how many concerned Services, and how many EndpointSlices.
+    pub fn take_in(&mut self, events: impl IntoIterator<Item = Event>) -> (usize, usize) {
+        let (mut services, mut slices) = (0, 0);
         for event in events {
+            match &event {
+                Event::Apply(Object::Service(_)) | Event::Delete(ObjectKey::Service(_)) => services += 1,
+                Event::Apply(Object::EndpointSlice(_)) | Event::Delete(ObjectKey::EndpointSlice(_)) => slices += 1,
+                _ => {}
+            }
             self.world.apply(without_names(event), &mut self.delta);
         }
+        self.waiting = (self.waiting.0 + services, self.waiting.1 + slices);
+        (services, slices)
     }
 
     /// Takes in what addresses the machine has now.
@@ -81,14 +92,15 @@ impl Desired {
         self.host_changed || !self.delta.is_empty()
     }
 
-    /// How many Services wait.
-    pub fn pending(&self) -> usize {
-        self.delta.services.len()
+    /// Events of Services and of EndpointSlices that no change has taken up yet.
+    pub fn waiting(&self) -> (usize, usize) {
+        self.waiting
     }
 
     /// What has to change since the last call; everything when `complete`. `None` when nothing concerns us.
     pub fn change(&mut self, complete: bool) -> Option<(Change, Occasion)> {
         let delta = std::mem::take(&mut self.delta);
+        self.waiting = (0, 0);
         let (node, node_plan) = self.observe_node();
         self.host_changed = false;
         // Endpoint choice and masquerading hang on the node's name, zone and pod ranges: when these change, all

@@ -121,11 +121,11 @@ impl Sync {
             }
             progress.faults.push_back(problem.to_string());
         }
-        self.desired.take_in(batch.events);
+        let arrived = self.desired.take_in(batch.events);
         if self.desired.is_dirty() {
             self.state.queued();
         }
-        self.metrics.queued(&self.desired, batch.problems.len());
+        self.metrics.queued(&self.desired, arrived, batch.problems.len());
         progress.synced = batch.synced;
     }
 
@@ -141,6 +141,7 @@ impl Sync {
             reason = reasons.join("; "),
             "someone else changed what we programmed; repairing"
         );
+        self.metrics.disturbed();
         progress.complete = true;
     }
 
@@ -163,7 +164,7 @@ impl Sync {
     async fn round(&mut self, progress: &mut Progress) {
         let complete = progress.complete;
         let Some((change, occasion)) = self.desired.change(complete) else {
-            self.state.programmed(self.node_eligible());
+            self.programmed();
             return;
         };
         let backend = &mut self.backend;
@@ -178,7 +179,9 @@ impl Sync {
         }
         occasion.new_notes.iter().for_each(|note| tracing::warn!("{note}"));
         let addresses = &self.desired.node_plan().node_port_addresses;
-        for error in self.health_checks.apply(self.desired.health_checks(), addresses).await {
+        let failures = self.health_checks.apply(self.desired.health_checks(), addresses).await;
+        self.metrics.health_checks_failed(failures.len());
+        for error in failures {
             tracing::warn!("{error}");
             self.events.record(error.notice());
         }
@@ -192,6 +195,7 @@ impl Sync {
                 removed,
                 messages,
                 took,
+                ..
             } = *report;
             let services = change.plans.len() + change.removed.len();
             if change.complete {
@@ -211,7 +215,7 @@ impl Sync {
                 .as_secs(),
         );
         progress.last_error = None;
-        self.state.programmed(self.node_eligible());
+        self.programmed();
     }
 
     /// What was programmed stays; everything is looked at again after a while.
@@ -222,12 +226,19 @@ impl Sync {
         progress.retry_at = Some(Instant::now() + progress.backoff);
         progress.backoff = (progress.backoff * 2).min(LONGEST_RETRY);
         match error {
-            BackendError::Services(_) => self.state.programmed(self.node_eligible()),
+            BackendError::Services(_) => self.programmed(),
             BackendError::System { .. } => self.state.queued(),
         }
         progress.last_error = Some(error.to_string());
     }
 
+    fn programmed(&self) {
+        let eligible = self.node_eligible();
+        self.state.programmed(eligible);
+        self.metrics.node_eligible(eligible);
+    }
+
+    /// As kube-proxy: a Node that is gone, going, or marked by the autoscaler takes no new connections from outside.
     fn node_eligible(&self) -> bool {
         self.desired
             .node()

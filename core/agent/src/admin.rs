@@ -16,12 +16,14 @@
 //! # }
 //! ```
 
+mod exposition;
+
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use prometheus_client::registry::Registry;
@@ -31,8 +33,6 @@ use tokio_util::sync::CancellationToken;
 
 use crate::readiness::Readiness;
 
-/// OpenMetrics, which Prometheus asks for.
-const METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 /// How long open connections may take to finish at shutdown.
 const DRAIN: Duration = Duration::from_secs(2);
 
@@ -149,16 +149,18 @@ impl Admin {
     /// `/metrics`: everything in the registry.
     #[must_use]
     pub fn metrics(self, registry: Arc<Registry>) -> Self {
-        self.route("/metrics", move || {
-            let mut body = String::new();
-            match prometheus_client::encoding::text::encode(&mut body, &registry) {
-                Ok(()) => Reply {
-                    content_type: METRICS,
+        let handler = move |headers: HeaderMap| {
+            let accept = headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok());
+            let reply = match exposition::expose(&registry, accept.unwrap_or_default()) {
+                Ok((content_type, body)) => Reply {
+                    content_type,
                     ..Reply::text(body)
                 },
                 Err(error) => Reply::text(format!("cannot encode the metrics: {error}\n")).status(500),
-            }
-        })
+            };
+            std::future::ready(reply)
+        };
+        Self(self.0.route("/metrics", get(handler)))
     }
 
     /// `/version`: what was built.

@@ -5,6 +5,7 @@
 
 pub mod admin;
 pub mod events;
+pub mod process;
 pub mod readiness;
 pub mod shutdown;
 pub mod source;

@@ -100,14 +100,24 @@ impl Backend for NftBackend {
 
     /// Connection tracking follows the rules: a flow that is ended before them would come back the old way.
     fn apply(&mut self, change: &Change) -> Result<Report, BackendError> {
-        let outcome = self.programmer.apply(change);
+        let mut outcome = self.programmer.apply(change);
         if matches!(outcome, Err(BackendError::System { .. })) {
             return outcome;
         }
-        match self.conntrack.follow(change) {
-            Ok(0) => {}
-            Ok(ended) => debug!(ended, "ended flows whose endpoint serves no more"),
-            Err(error) => warn!(%error, "cannot end flows of endpoints that serve no more; they end by themselves"),
+        let start = Instant::now();
+        let ended = match self.conntrack.follow(change) {
+            Ok(ended) => ended,
+            Err(error) => {
+                warn!(%error, "cannot end flows of endpoints that serve no more; they end by themselves");
+                0
+            }
+        };
+        if ended > 0 {
+            debug!(ended, "ended flows whose endpoint serves no more");
+        }
+        if let Ok(report) = &mut outcome {
+            report.flows_ended = ended;
+            report.flows_took = start.elapsed();
         }
         outcome
     }

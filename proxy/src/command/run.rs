@@ -24,7 +24,7 @@ use crate::health::HealthChecks;
 use crate::host;
 use crate::http::{self, Shared};
 use crate::limits::{self, Kernel};
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, SourceMetrics};
 use crate::state::State;
 use crate::sync::Sync;
 
@@ -70,6 +70,8 @@ pub async fn run(args: &RunArgs, settings: Settings) -> anyhow::Result<()> {
     events.record(starting(&options.node_name, backend.name()));
 
     let mut registry = Registry::default();
+    portolan_agent::process::register(&mut registry);
+    registry.register_collector(Box::new(SourceMetrics(feed.health())));
     let metrics = Arc::new(Metrics::new(&mut registry));
     let state = Arc::new(State::new(settings.patience));
     let (ask, questions) = mpsc::channel(QUESTIONS);

@@ -48,7 +48,11 @@ async fn routes_answer_and_readiness_follows_its_tasks() {
     check(&fetch(address, "/readyz").await, &["200 OK", "ready"]);
     check(
         &fetch(address, "/metrics").await,
-        &["openmetrics-text", "changes_total 1", "# EOF"],
+        &[
+            "text/plain; version=0.0.4",
+            "# TYPE changes_total counter",
+            "changes_total 1",
+        ],
     );
     check(
         &fetch(address, "/version").await,
