@@ -9,6 +9,7 @@ pub mod edns;
 pub mod fast;
 pub mod parse;
 pub mod slow;
+pub mod transfer;
 pub mod truncate;
 pub mod walk;
 
@@ -69,6 +70,17 @@ pub struct Forward {
     pub question: Question,
     /// Aliases of ours that lead out of our zones, in order.
     pub aliases: Vec<Alias>,
+    /// The name is one of a pod's search list: what to ask in its place.
+    pub completion: Option<Completion>,
+}
+
+/// Names that a pod's search list leads to, to be asked in order until one exists.
+#[derive(Clone, Debug)]
+pub struct Completion {
+    /// The names, each an alias of the question's.
+    pub targets: Vec<Alias>,
+    /// The response when none exists.
+    pub otherwise: Vec<u8>,
 }
 
 /// An alias of ours.
@@ -98,6 +110,8 @@ pub enum Verdict {
     Answer(Answered),
     /// Not ours.
     Forward(Box<Forward>),
+    /// Several messages: a zone.
+    Transfer(Box<transfer::Transfer>),
     /// Nothing may be sent: the bytes are no query.
     Drop,
 }
@@ -173,6 +187,15 @@ impl Forward {
             .last()
             .map_or_else(|| self.question.name.sent(), |alias| &alias.target)
     }
+
+    /// The same question for one of the names that complete it.
+    pub fn towards(&self, alias: &Alias) -> Self {
+        Self {
+            question: self.question.clone(),
+            aliases: vec![alias.clone()],
+            completion: None,
+        }
+    }
 }
 
 /// Answers one query.
@@ -208,6 +231,7 @@ pub fn answer_with(
         fast::Fast::NotOurs => Verdict::Forward(Box::new(Forward {
             question: question.clone(),
             aliases: Vec::new(),
+            completion: None,
         })),
         fast::Fast::TooHard => slow::answer(query, snapshot, client, out),
     }

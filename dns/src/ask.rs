@@ -89,7 +89,8 @@ pub fn say(world: &World, config: ZoneConfig, wire: &[u8], type_: RecordType) ->
                 ));
                 text
             }
-            Verdict::Drop => bail!("{name} {type_} is no question"),
+            // Nobody may transfer: the policy of this command names no one.
+            Verdict::Transfer(_) | Verdict::Drop => bail!("{name} {type_} is no question"),
         },
     )
 }

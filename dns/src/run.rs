@@ -38,6 +38,7 @@ pub async fn run(args: &RunArgs) -> Result<()> {
         listen: args.listen.clone(),
         threads: args.threads(),
         tcp: TcpLimits::default(),
+        encrypted: Vec::new(),
     })?;
     let own = bound.addresses().iter().map(SocketAddr::ip);
     config.set_own_addresses(own.filter(|ip| !ip.is_unspecified()));
@@ -151,6 +152,15 @@ async fn follow(file: PathBuf, mut known: Vec<SocketAddr>, forwarder: Forwarder,
     }
 }
 
+/// Gives the memory back that reading the first list has left behind.
+fn give_back() {
+    // SAFETY: it takes no pointer and changes nothing that a program can see.
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 /// Applies what the source says to the zone, batch by batch.
 async fn follow_source(mut feed: Feed, mut zone: Zone, shutdown: CancellationToken) {
     let mut world = World::default();
@@ -162,7 +172,8 @@ async fn follow_source(mut feed: Feed, mut zone: Zone, shutdown: CancellationTok
             ..
         } = batch;
         let mut delta = Delta::default();
-        for event in events {
+        for mut event in events {
+            zone.naming().reduce(&mut event);
             world.apply(event, &mut delta);
         }
         let applied = zone.apply(&world, &delta, now());
@@ -170,6 +181,7 @@ async fn follow_source(mut feed: Feed, mut zone: Zone, shutdown: CancellationTok
         if complete && !synced {
             synced = true;
             zone.set_synced();
+            give_back();
             let (services, addresses) = zone.reader().load().counts();
             tracing::info!(services, addresses, "synced: answering the cluster's names");
         }

@@ -2,7 +2,11 @@
 //!
 //! Ports are bound before anything else happens; queries wait in the kernel until [`Bound::serve`].
 
+mod https;
+mod quic;
+mod reply;
 mod tcp;
+mod tls;
 mod udp;
 
 use std::net::SocketAddr;
@@ -18,6 +22,8 @@ use tokio_util::sync::CancellationToken;
 use crate::forward::Forwarder;
 use crate::metrics::Tallies;
 use crate::zone::Snapshot;
+
+pub use tls::{TlsError, TlsFiles};
 
 /// What UDP threads and TCP connections share.
 #[derive(Clone, Debug)]
@@ -37,8 +43,32 @@ pub struct Options {
     pub listen: Vec<SocketAddr>,
     /// UDP sockets and threads for each address.
     pub threads: usize,
-    /// Bounds of TCP connections.
+    /// Bounds of TCP connections, those below TLS included, and of QUIC connections.
     pub tcp: TcpLimits,
+    /// Addresses on which queries are encrypted.
+    pub encrypted: Vec<Encrypted>,
+}
+
+/// An address on which queries are encrypted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Encrypted {
+    /// The address.
+    pub address: SocketAddr,
+    /// How.
+    pub scheme: Scheme,
+    /// What this server proves its name with.
+    pub tls: TlsFiles,
+}
+
+/// How queries are encrypted, as a Corefile says it: `tls://`, `https://`, `quic://`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scheme {
+    /// DNS over TLS (RFC 7858), by default on port 853.
+    Tls,
+    /// DNS over HTTPS (RFC 8484), by default on port 443.
+    Https,
+    /// DNS over QUIC (RFC 9250), by default on port 853.
+    Quic,
 }
 
 /// Bounds of TCP connections.
@@ -64,14 +94,25 @@ impl Default for TcpLimits {
 
 /// Why an address cannot be listened on.
 #[derive(Debug, Error)]
-#[error("cannot listen on {address}/{transport}: {}", advice(*address, cause))]
-pub struct ListenError {
-    /// The address.
-    pub address: SocketAddr,
-    /// `udp` or `tcp`.
-    pub transport: &'static str,
-    /// What the kernel said.
-    pub cause: std::io::Error,
+pub enum ListenError {
+    /// The system does not let us have it.
+    #[error("cannot listen on {address}/{transport}: {}", advice(*address, cause))]
+    Address {
+        /// The address.
+        address: SocketAddr,
+        /// `udp` or `tcp`.
+        transport: &'static str,
+        /// What the kernel said.
+        cause: std::io::Error,
+    },
+    /// There is nothing to encrypt with.
+    #[error("cannot listen on {address}: {cause}")]
+    Tls {
+        /// The address.
+        address: SocketAddr,
+        /// What is wrong with the certificate.
+        cause: TlsError,
+    },
 }
 
 fn advice(address: SocketAddr, cause: &std::io::Error) -> String {
@@ -96,8 +137,16 @@ fn advice(address: SocketAddr, cause: &std::io::Error) -> String {
 pub struct Bound {
     udp: Vec<std::net::UdpSocket>,
     tcp: Vec<std::net::TcpListener>,
+    encrypted: Vec<BoundEncrypted>,
     addresses: Vec<SocketAddr>,
     options: Options,
+}
+
+#[derive(Debug)]
+struct BoundEncrypted {
+    socket: Socket,
+    scheme: Scheme,
+    tls: rustls::ServerConfig,
 }
 
 /// A server that answers.
@@ -135,20 +184,42 @@ pub fn bind(options: Options) -> Result<Bound, ListenError> {
         tcp.push(stream);
         addresses.push(address);
     }
+    let encrypted: Result<Vec<_>, _> = options.encrypted.iter().map(bind_encrypted).collect();
     Ok(Bound {
         udp,
         tcp,
+        encrypted: encrypted?,
         addresses,
         options,
     })
 }
 
 fn failed(address: SocketAddr, transport: &'static str, cause: std::io::Error) -> ListenError {
-    ListenError {
+    ListenError::Address {
         address,
         transport,
         cause,
     }
+}
+
+fn bind_encrypted(wanted: &Encrypted) -> Result<BoundEncrypted, ListenError> {
+    let address = wanted.address;
+    let (type_, transport, protocols): (_, _, &[&[u8]]) = match wanted.scheme {
+        Scheme::Tls => (Type::STREAM, "tcp", &[b"dot"]),
+        Scheme::Https => (Type::STREAM, "tcp", &[b"h2", b"http/1.1"]),
+        Scheme::Quic => (Type::DGRAM, "udp", &[b"doq"]),
+    };
+    let tls = tls::server_config(&wanted.tls, protocols).map_err(|cause| ListenError::Tls { address, cause })?;
+    let refused = |cause| failed(address, transport, cause);
+    let socket = bind_socket(address, type_, false).map_err(refused)?;
+    if type_ == Type::STREAM {
+        socket.listen(1024).map_err(refused)?;
+    }
+    Ok(BoundEncrypted {
+        socket,
+        scheme: wanted.scheme,
+        tls,
+    })
 }
 
 /// Seconds since 1970.
@@ -192,6 +263,12 @@ impl Bound {
         &self.addresses
     }
 
+    /// The same of the addresses on which queries are encrypted, in the order given.
+    pub fn encrypted_addresses(&self) -> Vec<SocketAddr> {
+        let local = |bound: &BoundEncrypted| bound.socket.local_addr().ok()?.as_socket();
+        self.encrypted.iter().filter_map(local).collect()
+    }
+
     /// Starts to answer. Must be called inside a tokio runtime.
     ///
     /// # Errors
@@ -207,18 +284,44 @@ impl Bound {
             threads.push(thread.spawn(move || worker.run())?);
         }
         let slots = Arc::new(tokio::sync::Semaphore::new(self.options.tcp.connections));
-        for listener in self.tcp {
+        let limits = self.options.tcp;
+        let answerer = || reply::Answerer {
+            shared: shared.clone(),
+            tally: shared.tallies.tally(),
+        };
+        let tcp = |listener: std::net::TcpListener, carries| -> std::io::Result<()> {
             listener.set_nonblocking(true)?;
             let listener = tokio::net::TcpListener::from_std(listener)?;
             let server = tcp::Server {
-                shared: shared.clone(),
-                tally: shared.tallies.tally(),
-                limits: self.options.tcp,
+                answerer: answerer(),
+                carries,
+                limits,
                 slots: slots.clone(),
                 shutdown: shutdown.clone(),
                 tasks: tasks.clone(),
             };
             tasks.spawn(server.run(listener));
+            Ok(())
+        };
+        for listener in self.tcp {
+            tcp(listener, tcp::Carries::Messages)?;
+        }
+        for BoundEncrypted { socket, scheme, tls } in self.encrypted {
+            match scheme {
+                Scheme::Tls => tcp(socket.into(), tcp::Carries::Tls(tls::Acceptor::new(tls)))?,
+                Scheme::Https => tcp(socket.into(), tcp::Carries::Https(tls::Acceptor::new(tls)))?,
+                Scheme::Quic => {
+                    socket.set_nonblocking(true)?;
+                    let endpoint = quic::endpoint(socket.into(), tls, limits)?;
+                    let server = quic::Server {
+                        answerer: answerer(),
+                        slots: slots.clone(),
+                        shutdown: shutdown.clone(),
+                        tasks: tasks.clone(),
+                    };
+                    tasks.spawn(server.run(endpoint));
+                }
+            }
         }
         Ok(Running {
             threads,

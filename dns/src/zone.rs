@@ -4,10 +4,13 @@
 //! only place that knows the layout of the cluster's names; both answer paths ask it.
 
 pub mod build;
+pub mod complete;
 pub mod config;
+pub mod listing;
 pub mod names;
 pub mod policy;
 pub mod records;
+pub mod reverse;
 pub mod table;
 
 use std::net::IpAddr;
@@ -194,7 +197,7 @@ impl Snapshot {
     fn reverse_name(&self, name: &Name, qtype: u16) -> Outcome<'_> {
         match parse_reverse(name) {
             Reverse::Address(ip) => match self.pointers(ip) {
-                [] => Outcome::NxDomain,
+                pointers if pointers.is_empty() => Outcome::NxDomain,
                 pointers if qtype == TYPE_PTR => Outcome::Records(Records::Ptr(pointers)),
                 _ => Outcome::NoData,
             },

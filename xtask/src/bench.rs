@@ -1,14 +1,15 @@
 //! `cargo xtask bench`: what the proxy costs beside the real kube-proxy, on one API server in one run.
 //!
 //! This prepares (tools, the control plane and kube-proxy, release builds) and then becomes `portolan-bench`, which raises
-//! a lab, measures and prints tables; `tests/bench/main.rs` says what is measured and how it is kept fair. Every argument
-//! is that program's:
+//! a lab, measures and prints tables; `tests/bench/main.rs` says what is measured and how it is kept fair. With `dns` it
+//! becomes `portolan-bench-dns`, see `tests/bench-dns/main.rs`. Every argument is that program's:
 //!
 //! | command                            | what it measures                                                     | time     |
 //! |------------------------------------|----------------------------------------------------------------------|----------|
 //! | `cargo xtask bench`                | cold load and one change at 1,000 and 10,000 Services x 5 endpoints  | minutes  |
 //! | `cargo xtask bench path`           | connect time and connections a second at the same sizes              | minutes  |
 //! | `cargo xtask bench --quick`        | the same as the first, small, in a debug build: does it work at all? | 20 s     |
+//! | `cargo xtask bench dns`            | portolan-dns beside Knot DNS, Unbound and CoreDNS: rate, CPU, memory  | minutes  |
 //! | `... --services 1000,10000,30000`  | other sizes; kube-proxy's nftables mode needs many minutes for 30,000|          |
 //!
 //! Figures count only when the machine does nothing else.
@@ -26,7 +27,7 @@ use crate::kube_assets;
 #[derive(clap::Args)]
 #[command(disable_help_flag = true)]
 pub struct Args {
-    /// path, --services N,N, --endpoints N, --repeats N, --changes N, --subjects NAME,NAME, --quick, --json FILE; --help tells more
+    /// path, dns, --services N,N, --endpoints N, --repeats N, --changes N, --subjects NAME,NAME, --quick, --json FILE; --help tells more
     #[arg(value_name = "OPTIONS", trailing_var_arg = true, allow_hyphen_values = true)]
     options: Vec<OsString>,
 }
@@ -39,11 +40,13 @@ pub fn run(args: &Args) -> Result<()> {
             .any(|option| names.iter().any(|name| option == name))
     };
     let help = has(&["--help", "-h"]);
+    let dns = args.options.first().is_some_and(|option| option == "dns");
+    let purpose = if dns { Purpose::BenchDns } else { Purpose::Bench };
     if !help {
         if !cfg!(target_os = "linux") || !doctor::is_root() {
             bail!("the bench needs the lab: Linux, as root");
         }
-        doctor::examine(&[Purpose::Build, Purpose::Bench], true, Verbosity::Brief)?;
+        doctor::examine(&[Purpose::Build, purpose], true, Verbosity::Brief)?;
         kube_assets::run()?;
     }
     let (profile, folder): (&[&str], &str) = if help || has(&["--quick"]) {
@@ -51,23 +54,21 @@ pub fn run(args: &Args) -> Result<()> {
     } else {
         (&["--release"], "release")
     };
-    println!("bench: building portolan-proxy and the bench ({folder}; the first release build takes minutes)");
+    let (daemon, program) = match dns {
+        true => ("portolan-dns", "portolan-bench-dns"),
+        false => ("portolan-proxy", "portolan-bench"),
+    };
+    println!("bench: building {daemon} and the bench ({folder}; the first release build takes minutes)");
     // One after the other: built together, the daemon could get features that only the lab asks for.
     let build = |words: &[&str]| run_command(cargo().arg("build").args(profile).args(words));
-    build(&["--package", "portolan-proxy"])?;
-    build(&[
-        "--package",
-        "portolan-lab",
-        "--bin",
-        "portolan-bench",
-        "--bin",
-        "portolan-probe",
-    ])?;
+    build(&["--package", daemon])?;
+    build(&["--package", "portolan-lab", "--bin", program, "--bin", "portolan-probe"])?;
     let built = target_dir().join(folder);
-    let mut bench = Command::new(built.join(format!("portolan-bench{}", std::env::consts::EXE_SUFFIX)));
-    bench.args(&args.options);
+    let mut bench = Command::new(built.join(format!("{program}{}", std::env::consts::EXE_SUFFIX)));
+    bench.args(args.options.iter().skip(usize::from(dns)));
     for (variable, program) in [
         ("PORTOLAN_PROXY", "portolan-proxy"),
+        ("PORTOLAN_DNS", "portolan-dns"),
         ("PORTOLAN_PROBE", "portolan-probe"),
     ] {
         bench.env(variable, built.join(program));

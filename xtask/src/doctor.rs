@@ -27,6 +27,8 @@ pub enum Purpose {
     Test,
     /// `cargo xtask bench`
     Bench,
+    /// `cargo xtask bench dns`: the DNS servers beside ours
+    BenchDns,
     /// `cargo xtask cross`: Windows and macOS
     Cross,
 }

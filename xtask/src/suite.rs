@@ -130,7 +130,7 @@ static STEPS: &[Step] = &[
     },
     Step {
         name: "reference",
-        what: "the same scenarios on the real kube-proxy and CoreDNS: are the expectations right?",
+        what: "the same scenarios and the DNS contract on the real kube-proxy and CoreDNS: are the expectations right?",
         run: || {
             let suite = [
                 "test",
@@ -142,9 +142,19 @@ static STEPS: &[Step] = &[
                 "--subject",
                 "kube-proxy",
             ];
-            cargo_tests(cargo().args(suite))
+            let mut tally = cargo_tests(cargo().args(suite))?;
+            // The DNS contract: every row asked of the real CoreDNS and of ours on one API server.
+            run_command(cargo().args(["test", "--package", "portolan-dns", "--test", "wire", "--no-run"]))?;
+            tally.add(cargo_tests(cargo().args([
+                "test",
+                "--package",
+                "portolan-lab",
+                "--test",
+                "contract",
+            ]))?);
+            Ok(tally)
         },
-        advice: "cargo test -p portolan-lab --test suite -- NAME --subject kube-proxy runs one scenario again",
+        advice: "cargo test -p portolan-lab --test suite -- NAME --subject kube-proxy runs one scenario again, cargo test -p portolan-lab --test contract the DNS contract",
     },
     Step {
         name: "demo",

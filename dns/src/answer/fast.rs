@@ -8,8 +8,11 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use super::parse::{CLASS_IN, HEADER};
 use super::{Answered, Client, Ede, Question};
 use crate::zone::config::{ZoneApex, ZoneKind};
-use crate::zone::records::{DNS_VERSION_TTL, NameServer, Ptr, Records, SOA_TIMERS, Srv, rotated};
-use crate::zone::{Found, Outcome, Snapshot, TYPE_A, TYPE_AAAA, TYPE_NS, TYPE_PTR, TYPE_SOA, TYPE_SRV, TYPE_TXT};
+use crate::zone::records::{DNS_VERSION_TTL, NameServer, Records, SOA_TIMERS, Srv, rotated};
+use crate::zone::reverse::Pointers;
+use crate::zone::{
+    Found, Outcome, Snapshot, TYPE_A, TYPE_AAAA, TYPE_AXFR, TYPE_IXFR, TYPE_NS, TYPE_PTR, TYPE_SOA, TYPE_SRV, TYPE_TXT,
+};
 
 /// What came of a question.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,8 +32,11 @@ const OWNER: [u8; 2] = pointer(HEADER);
 /// Answers a question from the zone.
 pub fn answer(question: &mut Question, snapshot: &Snapshot, client: &Client, out: &mut [u8]) -> Fast {
     let (zone, outcome) = match snapshot.lookup(&question.name, question.qtype) {
+        Found::NotOurs if matches!(question.qtype, TYPE_AXFR | TYPE_IXFR) => return Fast::TooHard,
         Found::NotOurs => return Fast::NotOurs,
         Found::NotSynced | Found::Ours(_, Outcome::Cname(_) | Outcome::Refused) => return Fast::TooHard,
+        // Perhaps the name is to be completed.
+        Found::Ours(_, Outcome::NxDomain) if snapshot.config.policy.autopath.is_some() => return Fast::TooHard,
         Found::Ours(zone, outcome) => (zone, outcome),
     };
     if snapshot.stale {
@@ -106,7 +112,7 @@ impl Response<'_> {
             Records::Spelled(IpAddr::V4(ip)) => self.addresses(writer, TYPE_A, 1, [ip.octets()].into_iter()),
             Records::Spelled(IpAddr::V6(ip)) => self.addresses(writer, TYPE_AAAA, 1, [ip.octets()].into_iter()),
             Records::Srv(srv) => self.srv(writer, &srv, first),
-            Records::Ptr(list) => self.ptr(writer, list),
+            Records::Ptr(pointers) => self.ptr(writer, pointers),
             Records::Soa => self.counts[0] += u16::from(self.soa(writer)),
             Records::Ns(server) => self.ns(writer, &server),
             Records::Txt(text) => {
@@ -198,19 +204,16 @@ impl Response<'_> {
         true
     }
 
-    fn ptr(&mut self, writer: &mut Writer<'_>, list: &[Ptr]) {
-        let crate::zone::names::Reverse::Address(ip) = crate::zone::names::parse_reverse(&self.question.name) else {
-            return;
-        };
+    fn ptr(&mut self, writer: &mut Writer<'_>, pointers: Pointers<'_>) {
         let zone = &*self.snapshot.config.primary;
-        for ptr in list {
-            let label = ptr.label(ip);
+        for pointer in pointers.iter() {
+            let label = &pointer.label;
             let label = label.as_ref().map_or(&[][..], |label| label.as_bytes());
             let length = [label.len() as u8];
             let length = if label.is_empty() { &[][..] } else { &length };
-            let size = length.len() + label.len() + ptr.service.len() + 4 + zone.len();
+            let size = length.len() + label.len() + pointer.service.len() + 4 + zone.len();
             let head = head(OWNER, TYPE_PTR, self.zone.ttl, size);
-            if !writer.record(&[&head, length, label, &ptr.service, b"\x03svc", zone]) {
+            if !writer.record(&[&head, length, label, pointer.service, b"\x03svc", zone]) {
                 self.truncated = true;
                 return;
             }

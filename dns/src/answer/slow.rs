@@ -14,12 +14,15 @@ use hickory_proto::serialize::binary::BinDecodable;
 use super::edns::{OPTION_COOKIE, OPTION_NSID, OPTION_SUBNET};
 use super::parse::HEADER;
 use super::parse::is_cookie;
-use super::{Alias, Answered, Client, ClientEdns, Forward, Question, Verdict, truncate};
+use super::transfer::{self, Asked};
+use super::{Alias, Answered, Client, ClientEdns, Completion, Forward, Question, Verdict, truncate};
+use crate::zone::complete::candidates;
 use crate::zone::config::{ZoneApex, ZoneKind};
-use crate::zone::names::{Name, Reverse, parse_reverse};
+use crate::zone::names::Name;
 use crate::zone::policy::AclAction;
-use crate::zone::records::{DNS_VERSION_TTL, NameServer, Ptr, Records, SOA_TIMERS, Srv, rotated};
-use crate::zone::{Found, Outcome, Snapshot, TYPE_CNAME};
+use crate::zone::records::{DNS_VERSION_TTL, NameServer, Records, SOA_TIMERS, Srv, rotated};
+use crate::zone::reverse::Pointer;
+use crate::zone::{Found, Outcome, Snapshot, TYPE_AXFR, TYPE_CNAME, TYPE_IXFR, TYPE_SOA};
 
 /// The longest chain of aliases that is followed.
 pub const MAX_ALIASES: usize = 10;
@@ -89,7 +92,8 @@ pub fn answer(query: &[u8], snapshot: &Snapshot, client: &Client, out: &mut [u8]
     if header[4..6] != [0, 1] {
         return put(&bare(header, ResponseCode::FormErr), None, out);
     }
-    let Some((mut question, class, version)) = Message::from_vec(query).ok().and_then(|message| read(&message)) else {
+    let message = Message::from_vec(query).ok();
+    let Some((mut question, class, version)) = message.as_ref().and_then(read) else {
         return put(&bare(header, ResponseCode::FormErr), None, out);
     };
     question.prepare(snapshot, client);
@@ -112,17 +116,32 @@ pub fn answer(query: &[u8], snapshot: &Snapshot, client: &Client, out: &mut [u8]
         AclAction::Filter => return denied(ResponseCode::NoError, Ede::Filtered),
         AclAction::Drop => return Verdict::Drop,
     }
-    let rotation = if snapshot.config.policy.shuffle {
-        client.rotation
-    } else {
-        0
-    };
-    match resolve(&question, snapshot, rotation) {
+    let mut asked = question.qtype;
+    if matches!(asked, TYPE_AXFR | TYPE_IXFR) && snapshot.synced {
+        match transfer::asked(&question, snapshot, client, message.as_ref().and_then(known_serial)) {
+            Asked::Allowed(transfer) => return Verdict::Transfer(transfer),
+            Asked::SoaOnly => asked = TYPE_SOA,
+            Asked::Refused => {}
+        }
+    }
+    match resolve(&question, asked, snapshot, client) {
         Resolved::Message(message) => {
             let zone = snapshot.config.zone_of(&question.name).map(|zone| zone.index);
             put(&truncate::encode(*message, limit), zone, out)
         }
-        Resolved::Elsewhere(aliases) => Verdict::Forward(Box::new(Forward { question, aliases })),
+        Resolved::Elsewhere(aliases) => Verdict::Forward(Box::new(Forward {
+            question,
+            aliases,
+            completion: None,
+        })),
+        Resolved::Completed(targets, otherwise) => {
+            let otherwise = truncate::encode(*otherwise, limit);
+            Verdict::Forward(Box::new(Forward {
+                question,
+                aliases: Vec::new(),
+                completion: Some(Completion { targets, otherwise }),
+            }))
+        }
     }
 }
 
@@ -200,7 +219,7 @@ fn proto_name(wire: &[u8]) -> ProtoName {
 }
 
 /// A response without records. Authority is claimed for our own answers only, which the caller says.
-fn response(question: &Question, class: DNSClass, code: ResponseCode) -> Message {
+pub(super) fn response(question: &Question, class: DNSClass, code: ResponseCode) -> Message {
     let mut message = Message::new(question.id, MessageType::Response, OpCode::Query);
     message.metadata.recursion_desired = question.recursion_desired;
     message.metadata.recursion_available = true;
@@ -233,9 +252,25 @@ enum Resolved {
     Message(Box<Message>),
     /// Aliases that lead out of our zones; none when the question itself is not ours.
     Elsewhere(Vec<Alias>),
+    /// Names in a pod's search list that are not ours, and what to say when none exists.
+    Completed(Vec<Alias>, Box<Message>),
 }
 
-fn resolve(question: &Question, snapshot: &Snapshot, rotation: u32) -> Resolved {
+/// The serial of the zone that the client has (RFC 1995 section 3).
+fn known_serial(message: &Message) -> Option<u32> {
+    message.authorities.iter().find_map(|record| match &record.data {
+        RData::SOA(soa) => Some(soa.serial),
+        _ => None,
+    })
+}
+
+/// `qtype` is what is looked for: the question's type, or the SOA that stands for a transfer.
+fn resolve(question: &Question, qtype: u16, snapshot: &Snapshot, client: &Client) -> Resolved {
+    let rotation = match snapshot.config.policy.shuffle {
+        true => client.rotation,
+        false => 0,
+    };
+    let mut elsewhere = Vec::new();
     let mut explained = question.clone();
     if snapshot.stale {
         explained.explain(Ede::Stale);
@@ -245,7 +280,13 @@ fn resolve(question: &Question, snapshot: &Snapshot, rotation: u32) -> Resolved 
     let mut aliases = Vec::new();
     let mut name = question.name.clone();
     loop {
-        let (zone, outcome) = match snapshot.lookup(&name, question.qtype) {
+        let (zone, outcome) = match snapshot.lookup(&name, qtype) {
+            // Zones of others are not fetched for anyone.
+            Found::NotOurs if matches!(qtype, TYPE_AXFR | TYPE_IXFR) => {
+                message.metadata.authoritative = false;
+                message.metadata.response_code = ResponseCode::Refused;
+                break;
+            }
             Found::NotOurs => return Resolved::Elsewhere(aliases),
             Found::NotSynced => {
                 let failed = failure(question, ResponseCode::ServFail, Ede::NotSynced);
@@ -268,7 +309,7 @@ fn resolve(question: &Question, snapshot: &Snapshot, rotation: u32) -> Resolved 
                     target: target.into(),
                     ttl: zone.ttl,
                 });
-                if question.qtype == TYPE_CNAME {
+                if qtype == TYPE_CNAME {
                     break;
                 }
                 if aliases.len() > MAX_ALIASES {
@@ -280,6 +321,21 @@ fn resolve(question: &Question, snapshot: &Snapshot, rotation: u32) -> Resolved 
             }
             Outcome::NoData => writer.negative(&mut message),
             Outcome::NxDomain => {
+                if aliases.is_empty() {
+                    // The first name that exists is the answer; what lies elsewhere is asked in the same order.
+                    let search = candidates(snapshot, question, client.address);
+                    let (ours, others) = split_at_ours(snapshot, qtype, search, zone.ttl);
+                    elsewhere = others;
+                    if let (Some(alias), true) = (ours, elsewhere.is_empty()) {
+                        message.add_answer(writer.alias(&alias.target));
+                        let Ok(next) = Name::from_wire(&alias.target) else {
+                            break;
+                        };
+                        aliases.push(alias);
+                        name = next;
+                        continue;
+                    }
+                }
                 message.metadata.response_code = ResponseCode::NXDomain;
                 writer.negative(&mut message);
             }
@@ -290,7 +346,32 @@ fn resolve(question: &Question, snapshot: &Snapshot, rotation: u32) -> Resolved 
         }
         break;
     }
-    Resolved::Message(Box::new(message))
+    match elsewhere.is_empty() {
+        true => Resolved::Message(Box::new(message)),
+        false => Resolved::Completed(elsewhere, Box::new(message)),
+    }
+}
+
+/// The first of the names that is ours and exists, and those before it that are not ours. Names of ours that do not exist
+/// are passed over. When there is one elsewhere nothing behind it counts: whoever asks again with it finds the rest.
+fn split_at_ours(snapshot: &Snapshot, qtype: u16, names: Vec<Box<[u8]>>, ttl: u32) -> (Option<Alias>, Vec<Alias>) {
+    let mut elsewhere = Vec::new();
+    let owner: Box<[u8]> = names.first().cloned().unwrap_or_default();
+    for target in names.into_iter().skip(1) {
+        let Ok(name) = Name::from_wire(&target) else { continue };
+        let alias = Alias {
+            owner: owner.clone(),
+            target,
+            ttl,
+        };
+        match snapshot.lookup(&name, qtype) {
+            Found::NotOurs => elsewhere.push(alias),
+            Found::Ours(_, Outcome::NxDomain) | Found::NotSynced => {}
+            Found::Ours(..) if elsewhere.is_empty() => return (Some(alias), elsewhere),
+            Found::Ours(..) => break,
+        }
+    }
+    (None, elsewhere)
 }
 
 /// The response to a question whose aliases lead out of our zones, given what upstream said about their target.
@@ -308,10 +389,10 @@ pub fn relay(forward: &Forward, upstream: &Message) -> Message {
 }
 
 /// Turns what a name holds into records.
-struct Writer<'a> {
-    snapshot: &'a Snapshot,
-    zone: &'a ZoneApex,
-    name: &'a Name,
+pub(super) struct Writer<'a> {
+    pub(super) snapshot: &'a Snapshot,
+    pub(super) zone: &'a ZoneApex,
+    pub(super) name: &'a Name,
 }
 
 // === impl Writer ===
@@ -325,11 +406,11 @@ impl Writer<'_> {
         Record::from_rdata(self.owner(), self.zone.ttl, data)
     }
 
-    fn alias(&self, target: &[u8]) -> Record {
+    pub(super) fn alias(&self, target: &[u8]) -> Record {
         self.record(RData::CNAME(CNAME(proto_name(target))))
     }
 
-    fn records(&self, message: &mut Message, records: Records<'_>, rotation: u32) {
+    pub(super) fn records(&self, message: &mut Message, records: Records<'_>, rotation: u32) {
         let first = records.first(rotation);
         match records {
             Records::A(list) => {
@@ -346,7 +427,7 @@ impl Writer<'_> {
             }
             Records::Srv(srv) => self.srv(message, &srv, first),
             Records::Ptr(list) => {
-                message.add_answers(list.iter().filter_map(|ptr| self.ptr(ptr)));
+                message.add_answers(list.iter().map(|pointer| self.ptr(&pointer)));
             }
             Records::Soa => {
                 message.add_answer(self.soa());
@@ -386,19 +467,16 @@ impl Writer<'_> {
         message.add_additionals(v4.chain(v6).map(|data| Record::from_rdata(owner.clone(), ttl, data)));
     }
 
-    fn ptr(&self, ptr: &Ptr) -> Option<Record> {
-        let Reverse::Address(ip) = parse_reverse(self.name) else {
-            return None;
-        };
+    fn ptr(&self, pointer: &Pointer<'_>) -> Record {
         let mut wire = Vec::new();
-        if let Some(label) = ptr.label(ip) {
+        if let Some(label) = &pointer.label {
             wire.push(label.as_bytes().len() as u8);
             wire.extend_from_slice(label.as_bytes());
         }
-        wire.extend_from_slice(&ptr.service);
+        wire.extend_from_slice(pointer.service);
         wire.extend_from_slice(b"\x03svc");
         wire.extend_from_slice(&self.snapshot.config.primary);
-        Some(self.record(RData::PTR(PTR(proto_name(&wire)))))
+        self.record(RData::PTR(PTR(proto_name(&wire))))
     }
 
     fn ns(&self, message: &mut Message, server: &NameServer<'_>) {
@@ -412,7 +490,7 @@ impl Writer<'_> {
         self.glue(message, &target, server.v4, server.v6);
     }
 
-    fn soa(&self) -> Record {
+    pub(super) fn soa(&self) -> Record {
         let apex = &self.name.sent()[self.name.start(self.name.labels() - self.zone.labels)..];
         let config = &self.snapshot.config;
         let zone = match self.zone.kind {

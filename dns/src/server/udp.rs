@@ -156,11 +156,14 @@ impl Worker {
         let (query, reply) = batch.pair(index);
         let forward = match answer_with(&mut self.question, query, snapshot, &client, reply) {
             Verdict::Answer(answered) => return Done::Reply(answered),
-            Verdict::Drop => return Done::Nothing,
+            // Zones go over TCP only.
+            Verdict::Drop | Verdict::Transfer(_) => return Done::Nothing,
             Verdict::Forward(forward) => forward,
         };
         let unzoned = |length| Done::Reply(Answered { length, zone: None });
-        if let Some(length) = self.forwarder.cached(&forward, Transport::Udp, reply) {
+        if forward.completion.is_none()
+            && let Some(length) = self.forwarder.cached(&forward, Transport::Udp, reply)
+        {
             return unzoned(length);
         }
         let Some(slot) = self.forwarder.slot() else {
@@ -202,7 +205,7 @@ struct Later {
 
 async fn resolve(later: Later, slot: crate::forward::Slot) {
     let begun = Instant::now();
-    let reply = later.forwarder.resolve(&later.forward, Transport::Udp, slot).await;
+    let reply = super::reply::resolve(&later.forwarder, &later.forward, Transport::Udp, slot).await;
     // A client that cannot be reached is its own affair.
     let _ = later.origin.send(&later.socket, &reply);
     later.tally.observe(&Observed {

@@ -11,7 +11,7 @@ use portolan_model::{Endpoint, Protocol, ServiceName, ServiceType, ServiceView};
 
 use super::config::Naming;
 use super::names::{DashedLabel, MAX_LABEL, parse_dashed, push_label, wire_from_text};
-use super::records::{PtrName, Records, Srv};
+use super::records::{Label, Records, Srv};
 
 /// Everything that the names of one Service answer.
 #[derive(Debug, PartialEq, Eq)]
@@ -224,6 +224,25 @@ impl ServiceNames {
         self.hosts[..self.dashed].binary_search(&host).ok()
     }
 
+    /// Every name below the Service's own one that exists, as labels in wire form.
+    pub fn below(&self) -> impl Iterator<Item = Vec<u8>> {
+        let hosts = self.hosts.iter().map(|host| {
+            let label = host.label();
+            let label = label.as_bytes();
+            [&[label.len() as u8][..], label].concat()
+        });
+        let ports = self
+            .ports
+            .iter()
+            .filter(|port| !port.name.is_empty() && !port.records.is_empty());
+        let ports = ports.map(|port| {
+            let (name, protocol) = (port.name.as_bytes(), port.protocol.lower().as_bytes());
+            let lengths = [name.len() as u8 + 1, protocol.len() as u8 + 1];
+            [&lengths[..1], b"_", name, &lengths[1..], b"_", protocol].concat()
+        });
+        hosts.chain(ports)
+    }
+
     /// The endpoint at an index.
     pub fn host(&self, index: u32) -> Option<&Host> {
         self.hosts.get(index as usize)
@@ -317,17 +336,38 @@ impl ServiceNames {
         }
     }
 
-    /// Every address that a PTR stands at, with the name it gets.
-    pub fn pointers(&self) -> BTreeSet<(IpAddr, PtrName)> {
-        let own = match self.kind {
-            Kind::ClusterIp => (self.v4.iter().map(|ip| IpAddr::V4(*ip)))
-                .chain(self.v6.iter().map(|ip| IpAddr::V6(*ip)))
-                .map(|ip| (ip, PtrName::Service))
-                .collect(),
-            Kind::Headless | Kind::ExternalName(_) => BTreeSet::new(),
+    /// Every address that the Service names, its own and those of its endpoints, sorted.
+    pub fn addresses(&self) -> Vec<IpAddr> {
+        let own = self.own_addresses();
+        let hosts = self.hosts.iter().flat_map(Host::addresses);
+        let mut all: Vec<IpAddr> = own.chain(hosts).collect();
+        all.sort_unstable();
+        all.dedup();
+        all
+    }
+
+    /// Its cluster IPs.
+    fn own_addresses(&self) -> impl Iterator<Item = IpAddr> {
+        let (v4, v6): (&[_], &[_]) = match self.kind {
+            Kind::ClusterIp => (&self.v4, &self.v6),
+            Kind::Headless | Kind::ExternalName(_) => (&[], &[]),
         };
-        let hosts = self.hosts.iter().flat_map(Host::pointers);
-        own.into_iter().chain(hosts).collect()
+        let v4 = v4.iter().map(|ip| IpAddr::V4(*ip));
+        v4.chain(v6.iter().map(|ip| IpAddr::V6(*ip)))
+    }
+
+    /// Whether an address is one of its cluster IPs.
+    pub fn owns(&self, address: IpAddr) -> bool {
+        self.own_addresses().any(|own| own == address)
+    }
+
+    /// The labels of its endpoints at an address: those with a hostname, or those without.
+    pub fn labels_of(&self, address: IpAddr, named: bool) -> impl Iterator<Item = Label<'_>> {
+        let (dashed, with_names) = self.hosts.split_at(self.dashed);
+        let with_names = with_names.iter().filter(move |_| named);
+        let with_names = with_names.filter(move |host| host.addresses().any(|ip| ip == address));
+        let dashed = self.dashed(address).filter(|_| !named).and_then(|at| dashed.get(at));
+        with_names.chain(dashed).map(Host::label)
     }
 }
 

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use portolan_model::{Namespace, Selector, parse::parse_cidr};
+use portolan_model::{Event, Namespace, Object, Selector, parse::parse_cidr};
 use thiserror::Error;
 
 use super::build::split;
@@ -228,6 +228,19 @@ impl Default for Naming {
 }
 
 impl Naming {
+    /// Takes out of an object what no name depends on, so that it costs no memory.
+    pub fn reduce(&self, event: &mut Event) {
+        let Event::Apply(Object::EndpointSlice(slice)) = event else {
+            return;
+        };
+        for endpoint in &mut slice.endpoints {
+            (endpoint.node_name, endpoint.zone, endpoint.hints) = (None, None, None);
+            if !self.endpoint_pod_names {
+                endpoint.target_pod = None;
+            }
+        }
+    }
+
     /// Whether names of a namespace exist, given the object when it is known.
     pub fn exposes(&self, name: &str, object: Option<&Namespace>) -> bool {
         let named = self.namespaces.is_empty() || self.namespaces.contains(name);

@@ -4,10 +4,10 @@
 //! is written. So a Service costs the memory of its addresses, and one set of answers serves every zone.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::sync::Arc;
 
 use super::build::{Host, ServiceNames, SrvRecord};
 use super::names::DashedLabel;
+use super::reverse::Pointers;
 
 /// Refresh, retry and expire of every SOA, as CoreDNS has them. Only zone transfers use them.
 pub const SOA_TIMERS: [u32; 3] = [7200, 1800, 86_400];
@@ -28,7 +28,7 @@ pub enum Records<'a> {
     /// Ports of a Service.
     Srv(Srv<'a>),
     /// Names of an address.
-    Ptr(&'a [Ptr]),
+    Ptr(Pointers<'a>),
     /// The start of authority of the zone, whose apex the question names.
     Soa,
     /// The name server of the zone, whose apex the question names.
@@ -48,26 +48,6 @@ pub struct Srv<'a> {
     pub weight: u16,
     /// How many labels of the question stand before the name of the Service: 2 for `_port._proto`, else 0.
     pub depth: usize,
-}
-
-/// One name of an address.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Ptr {
-    /// What the address is to the Service. First in the order: the Service's own address before its endpoints.
-    pub name: PtrName,
-    /// The Service, as labels `service.namespace` in wire form.
-    pub service: Arc<[u8]>,
-}
-
-/// The part of a PTR's target that stands before the Service.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum PtrName {
-    /// Nothing: a cluster IP.
-    Service,
-    /// The endpoint's hostname, lower case, without a length octet.
-    Hostname(Arc<[u8]>),
-    /// The address itself, dashed.
-    Dashed,
 }
 
 /// The name server of every zone, with its addresses.
@@ -90,14 +70,17 @@ impl Records<'_> {
             Self::A(list) => list.len(),
             Self::Aaaa(list) => list.len(),
             Self::Srv(srv) => srv.records.len(),
-            Self::Ptr(list) => list.len(),
+            Self::Ptr(pointers) => pointers.iter().count(),
             Self::Spelled(_) | Self::Soa | Self::Ns(_) | Self::Txt(_) => 1,
         }
     }
 
     /// Whether the set is empty, which is NODATA.
     pub fn is_empty(&self) -> bool {
-        self.len() == 0
+        match self {
+            Self::Ptr(pointers) => pointers.is_empty(),
+            records => records.len() == 0,
+        }
     }
 
     /// Where to begin so that the record at `rotation` comes first.
@@ -204,27 +187,9 @@ impl Host {
         }
     }
 
-    /// Every address with the name that a PTR gives it.
-    pub fn pointers(&self) -> impl Iterator<Item = (IpAddr, PtrName)> + '_ {
-        let name = |_| match self {
-            Self::Named(named) => PtrName::Hostname(named.label.clone()),
-            Self::V4(_) | Self::V6(_) => PtrName::Dashed,
-        };
+    /// Every address that it has.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> + '_ {
         let v4 = self.v4().iter().map(|ip| IpAddr::V4(*ip));
-        let v6 = self.v6().iter().map(|ip| IpAddr::V6(*ip));
-        v4.chain(v6).map(move |ip| (ip, name(ip)))
-    }
-}
-
-// === impl Ptr ===
-
-impl Ptr {
-    /// The label before the Service's labels, given the address that the PTR stands at.
-    pub fn label(&self, ip: IpAddr) -> Option<Label<'_>> {
-        match &self.name {
-            PtrName::Service => None,
-            PtrName::Hostname(label) => Some(Label::Stored(label)),
-            PtrName::Dashed => Some(Label::Dashed(DashedLabel::new(ip))),
-        }
+        v4.chain(self.v6().iter().map(|ip| IpAddr::V6(*ip)))
     }
 }

@@ -12,8 +12,8 @@ use portolan_model::{Delta, Pod, PodName, ServiceName, World};
 use rpds::HashTrieMapSync;
 
 use super::build::{ServiceNames, service_key};
-use super::config::ZoneConfig;
-use super::records::Ptr;
+use super::config::{Naming, ZoneConfig};
+use super::reverse::{Addresses, Pointers};
 
 type Map<K, V> = HashTrieMapSync<K, V, foldhash::fast::RandomState>;
 
@@ -30,9 +30,17 @@ pub struct Snapshot {
     pub serial: u32,
     services: Map<Arc<[u8]>, Arc<ServiceNames>>,
     namespaces: Map<Box<[u8]>, Presence>,
-    reverse: Map<IpAddr, Arc<[Ptr]>>,
-    /// Who has an address, by namespace label, for `pods verified`.
-    pods: Map<IpAddr, Arc<[PodName]>>,
+    reverse: Addresses,
+    /// Who has an address, for `pods verified` and for completion.
+    pods: Map<IpAddr, Arc<[Resident]>>,
+}
+
+/// A pod that has an address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Resident {
+    name: PodName,
+    /// The address is the node's: whoever asks from it may be any process there.
+    host_network: bool,
 }
 
 /// Why a namespace exists.
@@ -73,7 +81,7 @@ impl Snapshot {
             serial,
             services: Map::default(),
             namespaces: Map::default(),
-            reverse: Map::default(),
+            reverse: Addresses::default(),
             pods: Map::default(),
         }
     }
@@ -89,20 +97,46 @@ impl Snapshot {
     }
 
     /// The names of an address.
-    pub fn pointers(&self, ip: IpAddr) -> &[Ptr] {
-        self.reverse.get(&ip).map_or(&[], |list| list)
+    pub fn pointers(&self, ip: IpAddr) -> Pointers<'_> {
+        Pointers::new(self, &self.reverse, ip)
     }
 
     /// Whether a pod of a namespace, given by its label in lower case, has an address.
     pub fn has_pod(&self, ip: IpAddr, namespace: &[u8]) -> bool {
         let pods = self.pods.get(&ip).map_or(&[][..], |list| list);
         pods.iter()
-            .any(|pod| pod.namespace.as_bytes().eq_ignore_ascii_case(namespace))
+            .any(|pod| pod.name.namespace.as_bytes().eq_ignore_ascii_case(namespace))
+    }
+
+    /// The namespace of the one pod that has an address to itself.
+    pub fn namespace_of(&self, ip: IpAddr) -> Option<&str> {
+        match self.pods.get(&ip.to_canonical()).map(|list| &**list) {
+            Some([pod]) if !pod.host_network => Some(&pod.name.namespace),
+            _ => None,
+        }
+    }
+
+    /// The names of every Service.
+    pub fn services(&self) -> impl Iterator<Item = &ServiceNames> {
+        self.services.values().map(|names| &**names)
+    }
+
+    /// Every address that has names.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        self.reverse.iter()
+    }
+
+    /// Every address of a pod with the namespaces of the pods that have it.
+    pub fn pod_addresses(&self) -> impl Iterator<Item = (IpAddr, BTreeSet<&str>)> {
+        self.pods.iter().map(|(ip, list)| {
+            let namespaces = list.iter().map(|pod| &*pod.name.namespace).collect();
+            (*ip, namespaces)
+        })
     }
 
     /// How many Services and addresses have names.
     pub fn counts(&self) -> (usize, usize) {
-        (self.services.size(), self.reverse.size())
+        (self.services.size(), self.reverse.len())
     }
 
     /// Puts the names of one Service in the place of those it had. Says whether an answer changed.
@@ -118,23 +152,15 @@ impl Snapshot {
         if old.as_deref() == names.as_ref() {
             return false;
         }
-        let before = old.as_ref().map(|old| old.pointers()).unwrap_or_default();
-        let after = names.as_ref().map(ServiceNames::pointers).unwrap_or_default();
-        // The key that is in the table already is shared, so that an address's names cost no second copy of it.
+        let before = old.as_ref().map(|old| old.addresses()).unwrap_or_default();
+        let after = names.as_ref().map(ServiceNames::addresses).unwrap_or_default();
+        // The key that is in the table already is shared, so that an address costs no second copy of it.
         let shared = old.as_ref().map_or_else(|| key.clone(), |old| old.key.clone());
-        for (ip, name) in before.difference(&after) {
-            self.point(*ip, |list| {
-                list.retain(|ptr| ptr.service != shared || ptr.name != *name);
-            });
+        for ip in before.iter().filter(|ip| after.binary_search(ip).is_err()) {
+            self.reverse.remove(*ip, &shared);
         }
-        for (ip, name) in after.difference(&before) {
-            let service = shared.clone();
-            self.point(*ip, |list| {
-                list.insert(Ptr {
-                    name: name.clone(),
-                    service,
-                });
-            });
+        for ip in after.iter().filter(|ip| before.binary_search(ip).is_err()) {
+            self.reverse.insert(*ip, &shared);
         }
         let count = i64::from(names.is_some()) - i64::from(old.is_some());
         self.presence(name.namespace.as_bytes(), |presence| {
@@ -150,16 +176,6 @@ impl Snapshot {
             }
         }
         true
-    }
-
-    fn point(&mut self, ip: IpAddr, change: impl FnOnce(&mut BTreeSet<Ptr>)) {
-        let mut list: BTreeSet<Ptr> = self.pointers(ip).iter().cloned().collect();
-        change(&mut list);
-        if list.is_empty() {
-            self.reverse.remove_mut(&ip);
-        } else {
-            self.reverse.insert_mut(ip, list.into_iter().collect());
-        }
     }
 
     /// Changes why a namespace exists; says whether that changed.
@@ -179,7 +195,7 @@ impl Snapshot {
         (new == Presence::default()) != (old == Presence::default())
     }
 
-    fn house(&mut self, ip: IpAddr, change: impl FnOnce(&mut Vec<PodName>)) {
+    fn house(&mut self, ip: IpAddr, change: impl FnOnce(&mut Vec<Resident>)) {
         let mut list = self.pods.get(&ip).map_or_else(Vec::new, |list| list.to_vec());
         change(&mut list);
         if list.is_empty() {
@@ -201,6 +217,11 @@ impl Zone {
             work,
             pods: std::collections::HashMap::new(),
         }
+    }
+
+    /// Which objects have names.
+    pub fn naming(&self) -> &Naming {
+        &self.work.config.naming
     }
 
     /// Where readers find the current Snapshot.
@@ -262,10 +283,15 @@ impl Zone {
         };
         let old = self.pods.remove(name).unwrap_or_default();
         for ip in old.iter().filter(|ip| !new.contains(ip)) {
-            self.work.house(*ip, |list| list.retain(|known| known != name));
+            self.work.house(*ip, |list| list.retain(|known| known.name != *name));
         }
+        let host_network = pod.is_some_and(|pod| pod.host_network);
         for ip in new.iter().filter(|ip| !old.contains(ip)) {
-            self.work.house(*ip, |list| list.push(name.clone()));
+            let resident = Resident {
+                name: name.clone(),
+                host_network,
+            };
+            self.work.house(*ip, |list| list.push(resident));
         }
         let moved = old != new;
         if !new.is_empty() {

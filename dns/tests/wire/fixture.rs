@@ -73,7 +73,11 @@ pub fn query(question: &str) -> Message {
     };
     let mut message = Message::new(4711, MessageType::Query, OpCode::Query);
     message.metadata.recursion_desired = true;
-    let type_: RecordType = type_.parse().unwrap();
+    // hickory-proto reads the name of every type but this one.
+    let type_: RecordType = match type_ {
+        "IXFR" => RecordType::IXFR,
+        _ => type_.parse().unwrap(),
+    };
     // Not hickory-proto's reader of text, which refuses names that packets may well hold.
     let wire = names::wire_from_text(&name).unwrap();
     message.add_query(Query::query(Name::from_bytes(&wire).unwrap(), type_));

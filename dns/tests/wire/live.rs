@@ -11,7 +11,7 @@ use hickory_proto::rr::rdata::{A, SOA};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 use portolan_dns::forward::{Forwarder, Limits};
 use portolan_dns::metrics::Tallies;
-use portolan_dns::server::{Options, Running, Shared, TcpLimits, bind};
+use portolan_dns::server::{Encrypted, Options, Running, Shared, TcpLimits, bind};
 use portolan_dns::zone::Zone;
 
 /// Long enough for a busy machine; what is waited for comes at once otherwise.
@@ -20,6 +20,8 @@ pub const PATIENCE: Duration = Duration::from_secs(20);
 /// A running server. It ends when dropped.
 pub struct Live {
     pub address: SocketAddr,
+    /// Of [`Setup::encrypted`].
+    pub encrypted: Vec<SocketAddr>,
     pub shared: Shared,
     runtime: Option<tokio::runtime::Runtime>,
     running: Option<Running>,
@@ -31,6 +33,7 @@ pub struct Setup {
     pub max_concurrent: usize,
     pub tcp: TcpLimits,
     pub listen: &'static str,
+    pub encrypted: Vec<Encrypted>,
 }
 
 impl Default for Setup {
@@ -40,6 +43,7 @@ impl Default for Setup {
             max_concurrent: 100,
             tcp: TcpLimits::default(),
             listen: "127.0.0.1:0",
+            encrypted: Vec::new(),
         }
     }
 }
@@ -66,14 +70,17 @@ impl Live {
             listen: vec![setup.listen.parse().unwrap()],
             threads: 2,
             tcp: setup.tcp,
+            encrypted: setup.encrypted,
         };
         let guard = runtime.enter();
         let bound = bind(options).unwrap();
         let address = bound.addresses()[0];
+        let encrypted = bound.encrypted_addresses();
         let running = bound.serve(&shared).unwrap();
         drop(guard);
         Self {
             address,
+            encrypted,
             shared,
             runtime: Some(runtime),
             running: Some(running),

@@ -135,6 +135,7 @@ proptest! {
             }
             Verdict::Forward(forward) => prop_assert!(!forward.target().is_empty()),
             Verdict::Drop => prop_assert!(bytes.len() < 12 || bytes[2] & 0x80 != 0),
+            Verdict::Transfer(_) => prop_assert!(false, "nobody may transfer"),
         }
     }
 }

@@ -8,6 +8,7 @@ use portolan_dns::answer::{Answered, Client, Transport, Verdict, answer};
 use portolan_dns::zone::Snapshot;
 
 use crate::fixture::{CLUSTER, config, query, said, with_edns, zone};
+use crate::live::{Live, Setup};
 
 /// A client on loopback.
 pub fn from(transport: Transport) -> Client {
@@ -140,6 +141,34 @@ fn large_answers_are_cut_and_rotate() {
             .iter()
             .all(|record| record.data.to_string().starts_with("0 1 80 "))
     );
+}
+
+#[test]
+fn five_thousand_endpoints() {
+    let live = Live::start(&zone(&large(5000), config()), Setup::default());
+    let mut seen = BTreeSet::new();
+    for (type_, least) in [("A", 4000), ("SRV", 700)] {
+        let sent = with_edns(query(&format!("large.default.svc {type_}")), 1232);
+        let mut firsts = BTreeSet::new();
+        for _ in 0..20 {
+            let reply = live.udp(&sent);
+            assert!(reply.metadata.truncation && !reply.answers.is_empty(), "{type_}");
+            firsts.insert(reply.answers[0].data.to_string());
+            seen.extend(reply.answers.iter().map(|record| record.data.to_string()));
+        }
+        assert!(firsts.len() > 10, "another part each time: {firsts:?}");
+        // 64 KiB are the end of every DNS message: over TCP it is the largest part that fits, and says that it is one.
+        let reply = live.tcp(&sent);
+        assert!(
+            reply.metadata.truncation && reply.answers.len() > least,
+            "{type_}: {}",
+            reply.answers.len()
+        );
+        assert!(reply.answers.len() < 5000);
+    }
+    assert!(seen.len() > 500, "{}", seen.len());
+    let reply = live.tcp(&query("10-100-3-7.large.default.svc A"));
+    assert_eq!(reply.answers[0].data.to_string(), "10.100.3.7");
 }
 
 #[test]

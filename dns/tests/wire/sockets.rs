@@ -120,6 +120,7 @@ fn a_port_in_use_is_explained() {
         listen: vec![listen],
         threads: 1,
         tcp: TcpLimits::default(),
+        encrypted: Vec::new(),
     };
     let address = taken.local_addr().unwrap();
     let error = bind(options(address)).unwrap_err().to_string();

@@ -7,7 +7,7 @@ use std::process::Command;
 
 use clap::ValueEnum;
 
-use super::Purpose::{self, ApiServer, Bench, Build, Cross, Demo, Test};
+use super::Purpose::{self, ApiServer, Bench, BenchDns, Build, Cross, Demo, Test};
 use crate::command::{RUST, one_line, output, version, which};
 use crate::cross::{self, Target};
 
@@ -52,10 +52,10 @@ pub struct Check {
     pub remedy: Remedy,
 }
 
-const EVERY: &[Purpose] = &[Build, Demo, ApiServer, Test, Bench, Cross];
-const LAB: &[Purpose] = &[Demo, Test, Bench];
+const EVERY: &[Purpose] = &[Build, Demo, ApiServer, Test, Bench, BenchDns, Cross];
+const LAB: &[Purpose] = &[Demo, Test, Bench, BenchDns];
 const REFERENCE: &[Purpose] = &[Test, Bench];
-const CONTROL_PLANE: &[Purpose] = &[ApiServer, Test, Bench];
+const CONTROL_PLANE: &[Purpose] = &[ApiServer, Test, Bench, BenchDns];
 const ON_CROSS: &[Purpose] = &[Test, Cross];
 
 /// The oldest Go that fetches a newer one by itself when a module asks for it.
@@ -216,6 +216,48 @@ pub static ALL: &[Check] = &[
         )
     },
     required(
+        "dig",
+        &[Test],
+        "a DNS client that is not ours",
+        || program("dig"),
+        packages(&["bind9-dnsutils"], &["bind-utils"]),
+    ),
+    required(
+        "busybox",
+        &[Test],
+        "a resolver that is not ours: its nslookup",
+        || program("busybox"),
+        packages(&["busybox"], &["busybox"]),
+    ),
+    required(
+        "musl-gcc",
+        &[Test],
+        "builds a client with musl's resolver, which most containers have",
+        || program("musl-gcc"),
+        packages(&["musl-tools"], &["musl-gcc"]),
+    ),
+    required(
+        "dnsperf",
+        &[BenchDns],
+        "asks as fast as it is answered",
+        || program("dnsperf"),
+        packages(&["dnsperf"], &["dnsperf"]),
+    ),
+    required(
+        "knotd",
+        &[BenchDns],
+        "Knot DNS, measured beside ours (its package may start it as a service: systemctl disable --now knot)",
+        || daemon("knotd"),
+        packages(&["knot"], &["knot"]),
+    ),
+    required(
+        "unbound",
+        &[BenchDns],
+        "Unbound, measured beside ours (its package may start it as a service: systemctl disable --now unbound)",
+        || daemon("unbound"),
+        packages(&["unbound"], &["unbound"]),
+    ),
+    required(
         "foreign std",
         ON_CROSS,
         "a rustc with the standard library of Windows and macOS, compiled or in source form",
@@ -281,6 +323,15 @@ fn program(name: &str) -> Result<String, String> {
     which(name)
         .map(|path| path.display().to_string())
         .ok_or_else(|| format!("no {name} on PATH"))
+}
+
+/// A program that may lie where only root's PATH leads.
+fn daemon(name: &str) -> Result<String, String> {
+    let usual = Path::new("/usr/sbin").join(name);
+    program(name).or_else(|error| match usual.is_file() {
+        true => Ok(usual.display().to_string()),
+        false => Err(error),
+    })
 }
 
 fn in_namespace(script: &str, works: &str) -> Result<String, String> {
