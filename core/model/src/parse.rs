@@ -21,7 +21,7 @@ use crate::service::{Protocol, TrafficPolicy};
 
 pub use node::{TO_BE_DELETED_TAINT, parse_namespace, parse_node, parse_pod, parse_service_cidr};
 pub use service::parse_service;
-pub use slice::{SERVICE_NAME_LABEL, parse_endpoint_slice};
+pub use slice::{LAST_CHANGE_TRIGGER, SERVICE_NAME_LABEL, parse_endpoint_slice};
 
 /// Names an object in a message.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -1,18 +1,20 @@
-//! The Kubernetes API as a source: one watch for each kind, with kube-proxy's filters.
+//! The Kubernetes API as a source: one watch for each kind, with kube-proxy's filters, in protobuf where the server has it.
 //!
 //! A watch resumes where it broke off. When the server has forgotten that place (410) everything is listed anew, and only
 //! then is deleted what the new list lacks: there is never a moment in which a known object is missing. An object that
 //! cannot be used leaves its earlier version in force. The API server's own name and Service are never needed: in a pod
 //! the address in `KUBERNETES_SERVICE_HOST` is used as it is, unless `--master` names another.
 
+mod body;
 mod client;
 mod kinds;
 mod mirror;
+mod objects;
+mod protobuf;
 mod watch;
 
 use std::path::PathBuf;
 
-use ::kube::runtime::watcher;
 use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery, networking::v1 as networking};
 use tokio_util::sync::CancellationToken;
 
@@ -20,7 +22,7 @@ use super::feed::channel;
 use super::wants::{HEADLESS_LABEL, SERVICE_PROXY_NAME_LABEL};
 use super::{Feed, NodeSelection, ServiceSelection, SliceSelection, SourceError, Wants};
 use kinds::Watched;
-use watch::Watches;
+use watch::{Selection, Watches};
 
 /// How to reach the API server.
 #[derive(Clone, Debug, Default)]
@@ -42,48 +44,57 @@ pub(crate) async fn client_config(options: &Options) -> Result<::kube::Config, S
 pub(crate) async fn start(options: Options, wants: Wants, shutdown: CancellationToken) -> Result<Feed, SourceError> {
     let config = client::config(&options).await?;
     let (sink, feed) = channel(&kinds_of(&wants));
-    let watches = Watches { config, sink, shutdown };
-    let all = watcher::Config::default();
-    let selected = labelled(&[&wants.labels.to_string()]);
+    let watches = Watches {
+        config,
+        sink,
+        shutdown,
+        names: wants.endpoint_names,
+    };
+    let all = Selection::default;
+    let selected = || labelled(&[&wants.labels.to_string()]);
     watches.spawn::<core::Service>(match wants.services {
-        ServiceSelection::All => selected.clone(),
+        ServiceSelection::All => selected(),
         ServiceSelection::Forwarded => {
             let ours = format!("!{SERVICE_PROXY_NAME_LABEL}");
-            labelled(&[&ours, &wants.labels.to_string()]).fields("spec.clusterIP!=None")
+            Selection {
+                fields: Some("spec.clusterIP!=None".into()),
+                ..labelled(&[&ours, &wants.labels.to_string()])
+            }
         }
     })?;
     match wants.slices {
-        SliceSelection::All => watches.spawn::<discovery::EndpointSlice>(all.clone())?,
+        SliceSelection::All => watches.spawn::<discovery::EndpointSlice>(all())?,
         SliceSelection::Forwarded => {
-            watches.spawn::<discovery::EndpointSlice>(all.clone().labels(&format!("!{HEADLESS_LABEL}")))?;
+            watches.spawn::<discovery::EndpointSlice>(labelled(&[&format!("!{HEADLESS_LABEL}")]))?;
         }
         SliceSelection::None => {}
     }
     match &wants.nodes {
         NodeSelection::None => {}
-        NodeSelection::Named(name) => {
-            watches.spawn::<core::Node>(all.clone().fields(&format!("metadata.name={name}")))?;
-        }
-        NodeSelection::All => watches.spawn::<core::Node>(all.clone())?,
+        NodeSelection::Named(name) => watches.spawn::<core::Node>(Selection {
+            labels: None,
+            fields: Some(format!("metadata.name={name}")),
+        })?,
+        NodeSelection::All => watches.spawn::<core::Node>(all())?,
     }
     if wants.namespaces {
-        watches.spawn::<core::Namespace>(all.clone())?;
+        watches.spawn::<core::Namespace>(all())?;
     }
     if wants.pods {
-        watches.spawn::<core::Pod>(selected)?;
+        watches.spawn::<core::Pod>(selected())?;
     }
     if wants.service_cidrs {
-        watches.spawn::<networking::ServiceCIDR>(all)?;
+        watches.spawn::<networking::ServiceCIDR>(all())?;
     }
     Ok(feed)
 }
 
 /// What fulfils every one of the selectors; an empty one asks for nothing.
-fn labelled(selectors: &[&str]) -> watcher::Config {
+fn labelled(selectors: &[&str]) -> Selection {
     let asked: Vec<&str> = selectors.iter().copied().filter(|text| !text.is_empty()).collect();
-    match asked.is_empty() {
-        true => watcher::Config::default(),
-        false => watcher::Config::default().labels(&asked.join(",")),
+    Selection {
+        labels: (!asked.is_empty()).then(|| asked.join(",")),
+        fields: None,
     }
 }
 

@@ -46,6 +46,8 @@ pub struct Wants {
     pub services: ServiceSelection,
     /// Which EndpointSlices.
     pub slices: SliceSelection,
+    /// Host names, pods and zones of endpoints. A source may leave them out when they are not wanted.
+    pub endpoint_names: bool,
     /// Which Nodes.
     pub nodes: NodeSelection,
     /// Namespaces.
@@ -66,6 +68,7 @@ impl Wants {
         Self {
             services: ServiceSelection::Forwarded,
             slices: SliceSelection::Forwarded,
+            endpoint_names: false,
             nodes: NodeSelection::All,
             namespaces: false,
             pods: false,
@@ -79,6 +82,7 @@ impl Wants {
         Self {
             services: ServiceSelection::All,
             slices: SliceSelection::All,
+            endpoint_names: true,
             nodes: NodeSelection::None,
             namespaces: true,
             pods: false,

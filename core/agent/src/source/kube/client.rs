@@ -2,14 +2,12 @@
 
 use std::time::Duration;
 
-use ::kube::client::{ClientBuilder, DynBody};
+use ::kube::Config;
 use ::kube::config::{KubeConfigOptions, Kubeconfig};
-use ::kube::{Client, Config};
-use axum::http::{HeaderValue, Response, Uri, header::USER_AGENT};
-use tower::util::MapResponseLayer;
+use axum::http::{HeaderValue, Uri, header::USER_AGENT};
 
 use super::Options;
-use crate::source::{Health, SourceError};
+use crate::source::SourceError;
 
 /// A connection attempt that takes longer has failed.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -72,17 +70,4 @@ fn parse_master(url: &str) -> Result<Uri, SourceError> {
     (known && uri.host().is_some_and(|host| !host.is_empty()))
         .then_some(uri)
         .ok_or_else(bad)
-}
-
-/// A client whose successful answers are noted as health of `kind`. `watcher` does not tell when it has resumed.
-pub(crate) fn observed(config: &Config, health: Health, kind: &'static str) -> Result<Client, SourceError> {
-    let failed = |cause| SourceError::Client(Box::new(cause));
-    let builder = ClientBuilder::try_from(config.clone()).map_err(failed)?;
-    let note = move |response: Response<Box<DynBody>>| {
-        if response.status().is_success() && health.up(kind) {
-            tracing::info!(kind, "connected to the API server");
-        }
-        response
-    };
-    Ok(builder.with_layer(&MapResponseLayer::new(note)).build())
 }

@@ -8,6 +8,10 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use portolan_model::{Fault, Interner, NamespacedName, Object, ObjectKey, parse};
 use serde::de::DeserializeOwned;
 
+use super::body::Malformed;
+use super::objects;
+use super::protobuf::Fields;
+
 /// A kind that can be watched.
 pub(crate) trait Watched:
     Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static
@@ -16,6 +20,9 @@ pub(crate) trait Watched:
     const NAME: &'static str;
     /// Older API servers do not have it.
     const OPTIONAL: bool = false;
+
+    /// An object from protobuf, with what the model needs of it. Names of endpoints are left out unless they are wanted.
+    fn decode(object: Fields<'_>, names: bool) -> Result<Self, Malformed>;
 
     /// The model's view of an object; `None` when nothing of it can be used.
     fn parse(&self, interner: &mut Interner, faults: &mut Vec<Fault>) -> Option<Object>;
@@ -27,8 +34,14 @@ pub(crate) trait Watched:
 impl Watched for core::Service {
     const NAME: &'static str = "Service";
 
-    fn parse(&self, _: &mut Interner, faults: &mut Vec<Fault>) -> Option<Object> {
-        parse::parse_service(self, faults).map(|service| Object::Service(Box::new(service)))
+    fn decode(object: Fields<'_>, _: bool) -> Result<Self, Malformed> {
+        objects::service(object)
+    }
+
+    fn parse(&self, interner: &mut Interner, faults: &mut Vec<Fault>) -> Option<Object> {
+        let mut service = parse::parse_service(self, faults)?;
+        service.name.namespace = interner.intern(&service.name.namespace);
+        Some(Object::Service(Box::new(service)))
     }
 
     fn key(name: NamespacedName) -> ObjectKey {
@@ -38,6 +51,10 @@ impl Watched for core::Service {
 
 impl Watched for discovery::EndpointSlice {
     const NAME: &'static str = "EndpointSlice";
+
+    fn decode(object: Fields<'_>, names: bool) -> Result<Self, Malformed> {
+        objects::endpoint_slice(object, names)
+    }
 
     fn parse(&self, interner: &mut Interner, faults: &mut Vec<Fault>) -> Option<Object> {
         parse::parse_endpoint_slice(self, interner, faults).map(Object::EndpointSlice)
@@ -51,6 +68,10 @@ impl Watched for discovery::EndpointSlice {
 impl Watched for core::Node {
     const NAME: &'static str = "Node";
 
+    fn decode(object: Fields<'_>, _: bool) -> Result<Self, Malformed> {
+        objects::node(object)
+    }
+
     fn parse(&self, _: &mut Interner, faults: &mut Vec<Fault>) -> Option<Object> {
         parse::parse_node(self, faults).map(|node| Object::Node(Box::new(node)))
     }
@@ -63,6 +84,10 @@ impl Watched for core::Node {
 impl Watched for core::Namespace {
     const NAME: &'static str = "Namespace";
 
+    fn decode(object: Fields<'_>, _: bool) -> Result<Self, Malformed> {
+        objects::namespace(object)
+    }
+
     fn parse(&self, _: &mut Interner, faults: &mut Vec<Fault>) -> Option<Object> {
         parse::parse_namespace(self, faults).map(Object::Namespace)
     }
@@ -74,6 +99,10 @@ impl Watched for core::Namespace {
 
 impl Watched for core::Pod {
     const NAME: &'static str = "Pod";
+
+    fn decode(object: Fields<'_>, _: bool) -> Result<Self, Malformed> {
+        objects::pod(object)
+    }
 
     fn parse(&self, interner: &mut Interner, faults: &mut Vec<Fault>) -> Option<Object> {
         parse::parse_pod(self, interner, faults).map(|pod| Object::Pod(Box::new(pod)))
@@ -88,6 +117,10 @@ impl Watched for networking::ServiceCIDR {
     const NAME: &'static str = "ServiceCIDR";
     /// Served since Kubernetes 1.33 (KEP-1880).
     const OPTIONAL: bool = true;
+
+    fn decode(object: Fields<'_>, _: bool) -> Result<Self, Malformed> {
+        objects::service_cidr(object)
+    }
 
     fn parse(&self, _: &mut Interner, faults: &mut Vec<Fault>) -> Option<Object> {
         parse::parse_service_cidr(self, faults).map(Object::ServiceCidr)

@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use ::kube::runtime::watcher;
 use portolan_model::{Event, Fault, Interner, ObjectKey};
 
 use super::kinds::{Watched, key_of};
@@ -28,63 +27,60 @@ pub(crate) struct Mirror {
 pub(crate) struct Output {
     pub(crate) events: Vec<Event>,
     pub(crate) problems: Vec<Problem>,
-    /// A list was read completely.
-    pub(crate) complete: bool,
 }
 
 // === impl Mirror ===
 
 impl Mirror {
-    pub(crate) fn take<K: Watched>(&mut self, event: watcher::Event<K>, output: &mut Output) {
-        match event {
-            watcher::Event::Init => self.listed = Some(BTreeSet::new()),
-            watcher::Event::InitApply(object) | watcher::Event::Apply(object) => self.apply(&object, output),
-            watcher::Event::Delete(object) => {
-                if let Some(key) = key_of::<K>(object.meta(), &mut self.interner) {
-                    self.known.remove(&key);
-                    self.faulty.remove(&key);
-                    output.events.push(Event::Delete(key));
-                }
-            }
-            watcher::Event::InitDone => {
-                let listed = self.listed.take().unwrap_or_default();
-                for key in self.known.difference(&listed) {
-                    self.faulty.remove(key);
-                    output.events.push(Event::Delete(key.clone()));
-                }
-                self.known = listed;
-                output.complete = true;
-            }
+    /// A list begins. What one that broke off has shown is known, too.
+    pub(crate) fn begin(&mut self) {
+        let broken_off = self.listed.replace(BTreeSet::new());
+        self.known.extend(broken_off.into_iter().flatten());
+    }
+
+    /// The list is complete: what it lacks is gone.
+    pub(crate) fn end(&mut self, output: &mut Output) {
+        let listed = self.listed.take().unwrap_or_default();
+        for key in self.known.difference(&listed) {
+            self.faulty.remove(key);
+            output.events.push(Event::Delete(key.clone()));
+        }
+        self.known = listed;
+    }
+
+    pub(crate) fn delete<K: Watched>(&mut self, object: &K, output: &mut Output) {
+        if let Some(key) = key_of::<K>(object.meta(), &mut self.interner) {
+            self.known.remove(&key);
+            self.faulty.remove(&key);
+            output.events.push(Event::Delete(key));
         }
     }
 
-    /// The object is converted at once; nothing of it (managedFields, annotations, status) is kept beside the model.
-    fn apply<K: Watched>(&mut self, object: &K, output: &mut Output) {
+    /// The object is converted at once; nothing of it is kept beside the model.
+    pub(crate) fn apply<K: Watched>(&mut self, object: &K, output: &mut Output) {
         self.since_shrink += 1;
         if self.since_shrink > SHRINK_AFTER {
             self.since_shrink = 0;
             self.interner.shrink();
         }
-        let Some(key) = key_of::<K>(object.meta(), &mut self.interner) else {
-            return;
-        };
-        // Also when it cannot be used: it is there, so its earlier version must not be swept.
-        match &mut self.listed {
-            Some(listed) => listed.insert(key.clone()),
-            None => self.known.insert(key.clone()),
-        };
         let mut faults = Vec::new();
         let parsed = object.parse(&mut self.interner, &mut faults);
+        // The key shares its parts with the object. One that cannot be used is there, too: its earlier version must not be
+        // swept.
+        let key = match &parsed {
+            Some(object) => Some(object.key()),
+            None => key_of::<K>(object.meta(), &mut self.interner),
+        };
+        let Some(key) = key else { return };
         output.events.extend(parsed.map(Event::Apply));
         let reported = self.faulty.get(&key).map_or(&[][..], Vec::as_slice);
-        if reported == faults {
-            return;
-        }
-        if faults.is_empty() {
-            self.faulty.remove(&key);
-        } else {
+        if reported != faults {
             output.problems.extend(faults.iter().cloned().map(Problem::from));
-            self.faulty.insert(key, faults);
+            match faults.is_empty() {
+                true => drop(self.faulty.remove(&key)),
+                false => drop(self.faulty.insert(key.clone(), faults)),
+            }
         }
+        self.listed.as_mut().unwrap_or(&mut self.known).insert(key);
     }
 }
