@@ -233,10 +233,7 @@ impl Desired {
 fn without_names(mut event: Event) -> Event {
     if let Event::Apply(Object::EndpointSlice(slice)) = &mut event {
         for endpoint in &mut slice.endpoints {
-            endpoint.target_pod = None;
-            endpoint.hostname = None;
-            endpoint.zone = None;
-            endpoint.more_addresses = None;
+            endpoint.names = None;
         }
     }
     event

@@ -47,31 +47,61 @@ pub struct Hints {
     pub nodes: Box<[Arc<str>]>,
 }
 
+/// What only names say of an endpoint: forwarding looks at none of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct EndpointNames {
+    /// Further addresses. The API allows up to 100; in practice there is none.
+    pub more_addresses: Box<[IpAddr]>,
+    /// The DNS label of the endpoint, set for pods of a governing Service.
+    pub hostname: Option<Arc<str>>,
+    /// The zone the endpoint runs in; hints, not this, steer traffic.
+    pub zone: Option<Arc<str>>,
+    /// `targetRef` when it names a Pod.
+    pub target_pod: Option<PodName>,
+}
+
+impl EndpointNames {
+    /// For an [`Endpoint`]: `None` when nothing is said.
+    pub fn boxed(self) -> Option<Box<Self>> {
+        (self != Self::default()).then(|| Box::new(self))
+    }
+}
+
 /// One entry of a slice's `endpoints`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint {
     /// The first address, which is the one that is forwarded to.
     pub address: IpAddr,
-    /// Further addresses, which only names use. The API allows up to 100; in practice there is none.
-    pub more_addresses: Option<Box<[IpAddr]>>,
     /// May it get traffic.
     pub conditions: Conditions,
-    /// The DNS label of the endpoint, set for pods of a governing Service.
-    pub hostname: Option<Arc<str>>,
     /// The node the endpoint runs on. `None` is never local.
     pub node_name: Option<Arc<str>>,
-    /// The zone the endpoint runs in; hints, not this, steer traffic.
-    pub zone: Option<Arc<str>>,
     /// Who should use the endpoint. Boxed: most endpoints have none.
     pub hints: Option<Box<Hints>>,
-    /// `targetRef` when it names a Pod.
-    pub target_pod: Option<PodName>,
+    /// Boxed, because a proxy does without: there may be a hundred thousand endpoints.
+    pub names: Option<Box<EndpointNames>>,
 }
 
 impl Endpoint {
     /// Every address of the endpoint, the forwarded one first.
     pub fn addresses(&self) -> impl Iterator<Item = IpAddr> + '_ {
-        std::iter::once(self.address).chain(self.more_addresses.iter().flat_map(|more| more.iter().copied()))
+        let more = self.names.iter().flat_map(|names| names.more_addresses.iter().copied());
+        std::iter::once(self.address).chain(more)
+    }
+
+    /// The DNS label of the endpoint.
+    pub fn hostname(&self) -> Option<&Arc<str>> {
+        self.names.as_ref()?.hostname.as_ref()
+    }
+
+    /// The zone the endpoint runs in.
+    pub fn zone(&self) -> Option<&Arc<str>> {
+        self.names.as_ref()?.zone.as_ref()
+    }
+
+    /// The Pod that the endpoint is.
+    pub fn target_pod(&self) -> Option<&PodName> {
+        self.names.as_ref()?.target_pod.as_ref()
     }
 }
 

@@ -14,7 +14,7 @@ pub mod selector;
 pub mod service;
 pub mod world;
 
-pub use endpoint::{Conditions, Endpoint, EndpointPort, EndpointSlice, Hints};
+pub use endpoint::{Conditions, Endpoint, EndpointNames, EndpointPort, EndpointSlice, Hints};
 pub use name::{EndpointSliceName, Interner, NamespacedName, PodName, ServiceName};
 pub use node::{Namespace, Node, Pod, ServiceCidr};
 pub use parse::{Fault, ObjectRef};

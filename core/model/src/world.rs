@@ -89,7 +89,7 @@ impl Delta {
 /// Everything that is known of the cluster.
 #[derive(Debug, Default)]
 pub struct World {
-    services: BTreeMap<ServiceName, Service>,
+    services: BTreeMap<ServiceName, Box<Service>>,
     /// Slices by the Service that they serve, so that one Service's slices lie together.
     slices: BTreeMap<ServiceName, Vec<EndpointSlice>>,
     /// The Service under which a slice is filed. Slices without a Service are not kept.
@@ -115,7 +115,7 @@ impl World {
         match object {
             Object::Service(service) => {
                 let name = service.name.clone();
-                if replace(&mut self.services, &name, *service) {
+                if replace(&mut self.services, &name, service) {
                     delta.services.insert(name);
                 }
             }
@@ -162,6 +162,8 @@ impl World {
             None => {
                 note_trigger(delta, &service, slice.last_change_trigger);
                 self.slice_owner.insert(slice.name.clone(), service.clone());
+                // Most Services have one slice; a list that grows by itself would begin with four.
+                filed.reserve_exact(1);
                 filed.push(slice);
             }
         }
@@ -329,7 +331,8 @@ impl<'a> ServiceView<'a> {
     ///
     /// While a pod is replaced an address may stand in two slices; the ready one wins, then the serving one.
     pub fn endpoints(&self, port: &ServicePort, family: Family) -> Vec<PortEndpoint<'a>> {
-        let mut found: Vec<PortEndpoint<'a>> = Vec::new();
+        let count = self.slices.iter().map(|slice| slice.endpoints.len()).sum();
+        let mut found: Vec<PortEndpoint<'a>> = Vec::with_capacity(count);
         for slice in self.slices.iter().filter(|slice| slice.family == family) {
             for slice_port in &slice.ports {
                 let Some(number) = slice_port.port else { continue };

@@ -395,8 +395,8 @@ fn ready_endpoints<'a>(view: &ServiceView<'a>) -> impl Iterator<Item = &'a Endpo
 
 /// The endpoint's hostname, or its pod's name when that is asked for, in lower case, when it can stand in a name.
 fn host_label(endpoint: &Endpoint, naming: &Naming) -> Option<Vec<u8>> {
-    let pod = || endpoint.target_pod.as_ref().filter(|_| naming.endpoint_pod_names);
-    let label = endpoint.hostname.as_deref().or_else(|| pod().map(|pod| &*pod.name))?;
+    let pod = || endpoint.target_pod().filter(|_| naming.endpoint_pod_names);
+    let label = endpoint.hostname().or_else(|| pod().map(|pod| &pod.name))?;
     let label = label.to_ascii_lowercase().into_bytes();
     (!label.is_empty() && label.len() <= MAX_LABEL && !label.contains(&b'.')).then_some(label)
 }

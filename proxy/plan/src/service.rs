@@ -27,7 +27,7 @@ pub fn plan_service(
     let service = view.service;
     let mut plan = ServicePlan {
         service: service.name.clone(),
-        ports: Vec::new(),
+        ports: Vec::with_capacity(service.ports.len() * service.cluster_ips.len()),
         health_check: None,
         notes: Vec::new(),
     };
@@ -100,12 +100,13 @@ fn backends(endpoints: &[PortEndpoint<'_>], memberships: &[Membership], node: &s
         .iter()
         .zip(memberships)
         .filter(|(_, membership)| membership.is_in());
-    chosen
-        .map(|(e, _)| Backend {
-            address: e.address,
-            local: e.endpoint.node_name.as_deref() == Some(node),
-        })
-        .collect()
+    // Nearly always all of them: one allocation.
+    let mut backends = Vec::with_capacity(endpoints.len());
+    backends.extend(chosen.map(|(e, _)| Backend {
+        address: e.address,
+        local: e.endpoint.node_name.as_deref() == Some(node),
+    }));
+    backends
 }
 
 /// kube-proxy's conntrack reconciler keeps flows to whatever is ready or serving.

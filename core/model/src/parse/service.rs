@@ -38,7 +38,7 @@ pub fn parse_service(object: &core::Service, faults: &mut Vec<Fault>) -> Option<
             .keep(|| field.into(), parse_policy(text.as_deref()))
             .unwrap_or_default()
     };
-    Some(Service {
+    let mut service = Service {
         name,
         type_,
         headless: headless && !external,
@@ -61,7 +61,12 @@ pub fn parse_service(object: &core::Service, faults: &mut Vec<Fault>) -> Option<
             .filter(|port| *port != 0)
             .and_then(|port| faults.keep(|| "spec.healthCheckNodePort".into(), parse_port(port))),
         publish_not_ready_addresses: spec.publish_not_ready_addresses.unwrap_or(false),
-    })
+    };
+    // There may be tens of thousands, and most hold one entry in a list that grew to four.
+    service.cluster_ips.shrink_to_fit();
+    service.families.shrink_to_fit();
+    service.ports.shrink_to_fit();
+    Some(service)
 }
 
 /// Whether the Service is headless, and its cluster IPs. `clusterIPs` wins over `clusterIP`, as in the API.

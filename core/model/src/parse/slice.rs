@@ -5,13 +5,14 @@ use std::sync::Arc;
 use k8s_openapi::api::discovery::v1 as discovery;
 
 use super::{Fault, Faults, namespaced, parse_ip, parse_port, parse_protocol};
-use crate::endpoint::{Conditions, Endpoint, EndpointPort, EndpointSlice, Hints};
+use crate::endpoint::{Conditions, Endpoint, EndpointNames, EndpointPort, EndpointSlice, Hints};
 use crate::name::{Interner, NamespacedName};
 use crate::service::Family;
 
 /// Label of an EndpointSlice that names its Service.
 pub const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
-const LAST_CHANGE_TRIGGER: &str = "endpoints.kubernetes.io/last-change-trigger-time";
+/// Annotation of an EndpointSlice: when what it follows from happened.
+pub const LAST_CHANGE_TRIGGER: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 
 /// An EndpointSlice. `None` when it has no name or an address type that is not IPv4 or IPv6.
 pub fn parse_endpoint_slice(
@@ -123,32 +124,18 @@ fn parse_endpoint(
             .map(|node| interner.intern(&node.name))
             .collect(),
     });
-    Some(Endpoint {
-        address: *first,
-        more_addresses: (!more.is_empty()).then(|| more.into()),
-        conditions: Conditions {
-            ready: conditions.and_then(|c| c.ready).unwrap_or(true),
-            serving: conditions.and_then(|c| c.serving).unwrap_or(true),
-            terminating: conditions.and_then(|c| c.terminating).unwrap_or(false),
-        },
+    let names = EndpointNames {
+        more_addresses: more.into(),
         hostname: object
             .hostname
             .as_deref()
             .filter(|name| !name.is_empty())
             .map(Into::into),
-        node_name: object
-            .node_name
-            .as_deref()
-            .filter(|name| !name.is_empty())
-            .map(|name| interner.intern(name)),
         zone: object
             .zone
             .as_deref()
             .filter(|zone| !zone.is_empty())
             .map(|zone| interner.intern(zone)),
-        hints: hints
-            .filter(|hints| !hints.zones.is_empty() || !hints.nodes.is_empty())
-            .map(Box::new),
         target_pod: target.and_then(|target| target.name.as_deref()).map(|name| {
             let other = target.and_then(|target| target.namespace.as_deref());
             NamespacedName::new(
@@ -156,5 +143,22 @@ fn parse_endpoint(
                 name,
             )
         }),
+    };
+    Some(Endpoint {
+        address: *first,
+        conditions: Conditions {
+            ready: conditions.and_then(|c| c.ready).unwrap_or(true),
+            serving: conditions.and_then(|c| c.serving).unwrap_or(true),
+            terminating: conditions.and_then(|c| c.terminating).unwrap_or(false),
+        },
+        node_name: object
+            .node_name
+            .as_deref()
+            .filter(|name| !name.is_empty())
+            .map(|name| interner.intern(name)),
+        hints: hints
+            .filter(|hints| !hints.zones.is_empty() || !hints.nodes.is_empty())
+            .map(Box::new),
+        names: names.boxed(),
     })
 }

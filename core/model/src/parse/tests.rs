@@ -236,10 +236,10 @@ fn a_full_slice_is_read() {
     );
     assert_eq!(first.conditions, Conditions::default());
     assert_eq!(
-        (first.hostname.as_deref(), first.node_name.as_deref()),
+        (first.hostname().map(|name| &**name), first.node_name.as_deref()),
         (Some("web-0"), Some("n1"))
     );
-    assert_eq!(first.target_pod, Some(NamespacedName::new("shop", "web-0")));
+    assert_eq!(first.target_pod(), Some(&NamespacedName::new("shop", "web-0")));
     let hints = first.hints.as_ref().expect("hints");
     assert_eq!((&*hints.zones[0], &*hints.nodes[0]), ("a", "n1"));
     let draining = Conditions {

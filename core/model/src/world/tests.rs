@@ -37,16 +37,13 @@ fn port(name: &str) -> ServicePort {
 fn endpoint(address: &str, ready: bool) -> Endpoint {
     Endpoint {
         address: address.parse().expect("an address"),
-        more_addresses: None,
         conditions: Conditions {
             ready,
             ..Conditions::default()
         },
-        hostname: None,
         node_name: None,
-        zone: None,
         hints: None,
-        target_pod: None,
+        names: None,
     }
 }
 

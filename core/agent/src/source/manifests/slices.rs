@@ -11,7 +11,8 @@ use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use portolan_model::parse::parse_ip;
 use portolan_model::{
-    Conditions, Endpoint, EndpointPort, EndpointSlice, Family, Hints, Interner, NamespacedName, Protocol, ServiceName,
+    Conditions, Endpoint, EndpointNames, EndpointPort, EndpointSlice, Family, Hints, Interner, NamespacedName,
+    Protocol, ServiceName,
 };
 
 use super::names::fnv1a;
@@ -85,26 +86,28 @@ pub(crate) fn from_endpoints(
                     .target_ref
                     .as_ref()
                     .filter(|target| target.kind.as_deref() == Some("Pod"));
-                let endpoint = Endpoint {
-                    address: ip,
-                    more_addresses: None,
-                    // The mirroring controller sets `ready` only; what is absent is read as serving.
-                    conditions: Conditions {
-                        ready,
-                        ..Conditions::default()
-                    },
+                let names = EndpointNames {
                     hostname: address
                         .hostname
                         .as_deref()
                         .filter(|name| !name.is_empty())
                         .map(Into::into),
-                    node_name: address.node_name.as_deref().map(|node| interner.intern(node)),
-                    zone: None,
-                    hints: None,
                     target_pod: target.and_then(|target| target.name.as_deref()).map(|pod| {
                         let namespace = target.and_then(|target| target.namespace.as_deref());
                         NamespacedName::new(interner.intern(namespace.unwrap_or(&name.namespace)), pod)
                     }),
+                    ..EndpointNames::default()
+                };
+                let endpoint = Endpoint {
+                    address: ip,
+                    // The mirroring controller sets `ready` only; what is absent is read as serving.
+                    conditions: Conditions {
+                        ready,
+                        ..Conditions::default()
+                    },
+                    node_name: address.node_name.as_deref().map(|node| interner.intern(node)),
+                    hints: None,
+                    names: names.boxed(),
                 };
                 grouped
                     .entry((Family::of(&ip), ports.clone()))
@@ -119,7 +122,7 @@ pub(crate) fn from_endpoints(
 /// A slice's name depends on its ports only, so that a changed endpoint changes one slice.
 fn finish(service: &ServiceName, grouped: Grouped) -> Vec<EndpointSlice> {
     let slices = grouped.into_iter().map(|((family, ports), mut endpoints)| {
-        endpoints.sort_by(|a, b| (a.address, &a.target_pod).cmp(&(b.address, &b.target_pod)));
+        endpoints.sort_by(|a, b| (a.address, a.target_pod()).cmp(&(b.address, b.target_pod())));
         let hash = fnv1a(&format!("{family} {ports:?}"));
         let name = format!("{}-{}-{hash:016x}", service.name, family.to_string().to_lowercase());
         let ports = ports.into_iter().map(|(name, protocol, number)| EndpointPort {
@@ -158,17 +161,20 @@ fn pod_endpoint(
     let pod_name: Arc<str> = view.pod.metadata.name.as_deref().unwrap_or_default().into();
     Endpoint {
         address: ip,
-        more_addresses: None,
         conditions: Conditions {
             ready,
             serving,
             terminating,
         },
-        hostname: hostname.map(|(hostname, _)| hostname.into()),
         hints: hints(spec, ready, zone.as_ref(), node_name.as_ref()).map(Box::new),
         node_name,
-        zone,
-        target_pod: Some(NamespacedName::new(service.namespace.clone(), pod_name)),
+        names: EndpointNames {
+            more_addresses: Box::default(),
+            hostname: hostname.map(|(hostname, _)| hostname.into()),
+            zone,
+            target_pod: Some(NamespacedName::new(service.namespace.clone(), pod_name)),
+        }
+        .boxed(),
     }
 }
 

@@ -105,9 +105,9 @@ fn describe_slice(slice: &EndpointSlice) -> Vec<String> {
     let lines = slice.endpoints.iter().map(|endpoint| {
         let mut line = format!("  {} {}", endpoint.address, ports.join(","));
         let optional = [
-            (" host=", &endpoint.hostname),
-            (" node=", &endpoint.node_name),
-            (" zone=", &endpoint.zone),
+            (" host=", endpoint.hostname()),
+            (" node=", endpoint.node_name.as_ref()),
+            (" zone=", endpoint.zone()),
         ];
         for (word, value) in optional {
             if let Some(value) = value {
@@ -115,7 +115,7 @@ fn describe_slice(slice: &EndpointSlice) -> Vec<String> {
                 line += value;
             }
         }
-        if let Some(pod) = &endpoint.target_pod {
+        if let Some(pod) = endpoint.target_pod() {
             write!(line, " pod={}", pod.name).unwrap();
         }
         let conditions = endpoint.conditions;
