@@ -14,6 +14,7 @@ mod mirror;
 mod monitor;
 mod netlink;
 mod observe;
+mod packed;
 mod probe;
 mod program;
 mod rules;
@@ -200,9 +201,9 @@ impl<K: Kernel> Programmer<K> {
                 .plans
                 .iter()
                 .filter(|plan| !refused.iter().any(|(service, _)| *service == plan.service));
-            self.mirror = Mirror::adopt(left.cloned().collect(), node.clone(), &observed);
-            let difference = self.mirror.difference(observed, &self.options);
-            match self.commit(&difference) {
+            let (mirror, difference) = Mirror::adopt(left.clone(), node.clone(), observed, &self.options);
+            self.mirror = mirror;
+            match self.commit(difference) {
                 Ok(mut report) => {
                     report.removed += self.forget_clients()?;
                     self.known = true;
@@ -210,7 +211,7 @@ impl<K: Kernel> Programmer<K> {
                 }
                 Err(BatchError::Io(source)) => return Err(self.io("program the tables", source)),
                 Err(BatchError::Refused(refusals)) => {
-                    let owners: Vec<ServiceName> = self.mirror.plans().keys().cloned().collect();
+                    let owners: Vec<ServiceName> = left.map(|plan| plan.service.clone()).collect();
                     let guilty = guilty(&refusals, &owners);
                     if guilty.is_empty() && rebuild {
                         return Err(self.refusal(&refusals));
@@ -238,7 +239,7 @@ impl<K: Kernel> Programmer<K> {
             let removed = change.removed.iter().filter(|service| is_left(service));
             plans.extend(removed.map(|service| (service.clone(), None)));
             let replacement = self.mirror.replace(plans, change.node.clone(), &self.options);
-            match self.commit(&replacement.difference) {
+            match self.commit(replacement.difference) {
                 Ok(mut report) => {
                     if replacement.forget {
                         self.known = false;
@@ -309,13 +310,15 @@ impl<K: Kernel> Programmer<K> {
         Ok(observed)
     }
 
-    fn commit(&mut self, difference: &Difference) -> Result<Report, BatchError> {
+    fn commit(&mut self, difference: Difference) -> Result<Report, BatchError> {
         let size = difference.size();
         let batch = difference.batch(&self.options.table);
         let messages = batch.messages();
         for family in &difference.delete_tables {
             info!(%family, table = self.options.table, "the table is not as it has to be: it is made anew");
         }
+        // The kernel needs as much memory again for what it takes over.
+        drop(difference);
         self.kernel.commit(batch)?;
         Ok(Report {
             written: size.written,
@@ -336,19 +339,17 @@ impl<K: Kernel> Programmer<K> {
     }
 
     fn status(&self) -> Vec<(String, String)> {
-        let plans = self.mirror.plans().values();
-        let endpoints: usize = plans.flat_map(|plan| &plan.ports).map(|port| port.cluster.len()).sum();
         let line = |key: &str, value: String| (key.to_owned(), value);
         vec![
             line("tables", format!("ip {0}, ip6 {0}", self.options.table)),
             line("in sync", if self.known { "yes" } else { "no" }.into()),
-            line("services", self.mirror.plans().len().to_string()),
+            line("services", self.mirror.services().to_string()),
             line("frontends", self.mirror.claims().len().to_string()),
             line(
                 "contested frontends",
                 self.mirror.claims().contested().count().to_string(),
             ),
-            line("endpoints", endpoints.to_string()),
+            line("endpoints", self.mirror.endpoints().to_string()),
             line("chains", self.mirror.chains().to_string()),
         ]
     }

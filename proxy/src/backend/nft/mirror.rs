@@ -1,5 +1,6 @@
 //! What is programmed, as far as this process knows: enough to say what a change of one Service means, and no more.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
@@ -15,6 +16,7 @@ use super::frame::frame;
 use super::netlink::batch::Batch;
 use super::netlink::object::{Bytes, Chain, Data};
 use super::observe::Observed;
+use super::packed::Packed;
 use super::program::{ChainSpec, Program};
 use super::rules::Context;
 use super::schema::{Map, frontend_key, parse_endpoint, split_slot};
@@ -41,7 +43,7 @@ pub(crate) struct Replacement {
 pub(crate) struct Mirror {
     node: NodePlan,
     /// Endpoints stand in the order of their slots.
-    plans: BTreeMap<ServiceName, ServicePlan>,
+    plans: BTreeMap<ServiceName, Packed>,
     claims: Claims,
     /// Chains in use, and by how many elements.
     chains: BTreeMap<(Family, Box<str>), (usize, ChainSpec)>,
@@ -52,8 +54,19 @@ pub(crate) struct Mirror {
 }
 
 impl Mirror {
-    pub(crate) fn plans(&self) -> &BTreeMap<ServiceName, ServicePlan> {
-        &self.plans
+    /// How many Services there are.
+    pub(crate) fn services(&self) -> usize {
+        self.plans.len()
+    }
+
+    /// How many endpoints there are, counted for each port. Walks over everything.
+    pub(crate) fn endpoints(&self) -> usize {
+        let plans = self.plans.iter().map(|(service, plan)| plan.unpack(service));
+        plans.flat_map(|plan| plan.ports).map(|port| port.cluster.len()).sum()
+    }
+
+    fn plan(&self, service: &ServiceName) -> Option<ServicePlan> {
+        self.plans.get(service).map(|plan| plan.unpack(service))
     }
 
     pub(crate) fn claims(&self) -> &Claims {
@@ -70,9 +83,7 @@ impl Mirror {
 
     /// Gives the endpoints of a new plan the slots that they have.
     pub(crate) fn assign_slots(&self, plan: &mut ServicePlan) {
-        let Some(old) = self.plans.get(&plan.service) else {
-            return;
-        };
+        let Some(old) = self.plan(&plan.service) else { return };
         for port in &mut plan.ports {
             let same =
                 |old: &&PortPlan| (old.family, old.protocol, &old.name) == (port.family, port.protocol, &port.name);
@@ -92,16 +103,15 @@ impl Mirror {
         self.emit(&mut before, &owners);
         let mut old_plans = Vec::with_capacity(plans.len());
         for (service, plan) in plans {
-            if let Some(old) = self.plans.get(&service) {
-                self.claims.release(old);
-            }
-            let old = match plan {
+            let old = self.plan(&service);
+            old.iter().for_each(|old| self.claims.release(old));
+            match plan {
                 Some(plan) => {
                     self.claims.claim(&plan);
-                    self.plans.insert(service.clone(), plan)
+                    self.plans.insert(service.clone(), Packed::new(&plan));
                 }
-                None => self.plans.remove(&service),
-            };
+                None => drop(self.plans.remove(&service)),
+            }
             old_plans.push((service, old));
         }
         self.emit(&mut after, &owners);
@@ -139,7 +149,7 @@ impl Mirror {
         let mut affected: BTreeSet<&ServiceName> = BTreeSet::new();
         for (service, plan) in plans {
             affected.insert(service);
-            for plan in self.plans.get(service).into_iter().chain(plan) {
+            for plan in self.plan(service).iter().chain(plan) {
                 affected.extend(frontends(plan).flat_map(|id| self.claims.claimants(id)));
             }
         }
@@ -148,8 +158,8 @@ impl Mirror {
 
     fn emit(&self, needs: &mut Needs, services: &[ServiceName]) {
         for (service, owner) in services.iter().zip(0..) {
-            if let Some(plan) = self.plans.get(service) {
-                emit(needs, plan, owner, |id| self.claims.holds(service, id));
+            if let Some(plan) = self.plan(service) {
+                emit(needs, &plan, owner, |id| self.claims.holds(service, id));
             }
         }
     }
@@ -229,36 +239,46 @@ impl Mirror {
 
     // === a complete change ===
 
-    /// A mirror of these plans, in which endpoints keep the slots that they have in the kernel.
-    pub(crate) fn adopt(plans: Vec<ServicePlan>, node: NodePlan, observed: &[(Family, Option<Observed>)]) -> Self {
+    /// A mirror of these plans, sorted by Service, in which endpoints keep the slots that they have in the kernel, and
+    /// what makes of what was observed what has to be. The owners of elements are the places of their plans.
+    pub(crate) fn adopt<'a>(
+        plans: impl Iterator<Item = &'a ServicePlan> + Clone,
+        node: NodePlan,
+        observed: Vec<(Family, Option<Observed>)>,
+        options: &NftOptions,
+    ) -> (Self, Difference) {
         let mut mirror = Self {
             node,
             ..Self::default()
         };
-        for plan in &plans {
+        for plan in plans.clone() {
             mirror.claims.claim(plan);
         }
-        for mut plan in plans {
-            for port in &mut plan.ports {
-                let found = observed.iter().find(|(family, _)| *family == port.family);
-                if let Some((_, Some(observed))) = found {
-                    adopt_slots(&plan.service, port, &mirror.claims, observed);
-                }
+        let anything = observed.iter().any(|(_, observed)| observed.is_some());
+        let mut needs = Needs::default();
+        let mut packed = Vec::with_capacity(plans.size_hint().0);
+        for (plan, owner) in plans.zip(0..) {
+            let mut plan = Cow::Borrowed(plan);
+            if anything {
+                mirror.claims.keep_observed_slots(plan.to_mut(), &observed);
             }
-            mirror.plans.insert(plan.service.clone(), plan);
+            emit(&mut needs, &plan, owner, |id| mirror.claims.holds(&plan.service, id));
+            packed.push((plan.service.clone(), Packed::new(&plan)));
         }
-        mirror
+        // From a sorted list the tree is built densely.
+        mirror.plans = packed.into_iter().collect();
+        needs.node(&mirror.node);
+        let difference = mirror.difference(needs, observed, options);
+        (mirror, difference)
     }
 
-    /// What makes of what was observed what has to be. The owners of elements are the places of their Services in
-    /// [`Mirror::plans`].
-    pub(crate) fn difference(&mut self, observed: Vec<(Family, Option<Observed>)>, options: &NftOptions) -> Difference {
+    fn difference(
+        &mut self,
+        mut needs: Needs,
+        observed: Vec<(Family, Option<Observed>)>,
+        options: &NftOptions,
+    ) -> Difference {
         let mut difference = Difference::default();
-        let mut needs = Needs::default();
-        for (plan, owner) in self.plans.values().zip(0..) {
-            emit(&mut needs, plan, owner, |id| self.claims.holds(&plan.service, id));
-        }
-        needs.node(&self.node);
         needs.entries.extend(needs.shared.keys().map(|place| shared(*place)));
         self.shared = needs.shared.into_iter().collect();
         self.chains = needs.chains;
@@ -346,6 +366,18 @@ fn endpoints(port: &PortPlan, set: EndpointSet) -> Vec<(IpAddr, u16)> {
         .iter()
         .map(|b| (b.address.ip(), b.address.port()))
         .collect()
+}
+
+impl Claims {
+    /// Gives the endpoints of a plan the slots that they have in the kernel.
+    fn keep_observed_slots(&self, plan: &mut ServicePlan, observed: &[(Family, Option<Observed>)]) {
+        for port in &mut plan.ports {
+            let found = observed.iter().find(|(family, _)| *family == port.family);
+            if let Some((_, Some(observed))) = found {
+                adopt_slots(&plan.service, port, self, observed);
+            }
+        }
+    }
 }
 
 /// Gives the endpoints of a port the slots that they have in the kernel, under the first frontend that has them.

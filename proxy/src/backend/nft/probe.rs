@@ -29,8 +29,8 @@ pub fn probe(options: &NftOptions) -> io::Result<()> {
     };
     cleanup(&options)?;
     let mut socket = Socket::open()?;
-    let mut mirror = Mirror::adopt(vec![specimen()], specimen_node(), &[]);
-    let difference = mirror.difference(Family::ALL.map(|family| (family, None)).into(), &options);
+    let nothing = Family::ALL.map(|family| (family, None)).into();
+    let (_, difference) = Mirror::adopt(std::iter::once(&specimen()), specimen_node(), nothing, &options);
     let loaded = commit(difference.batch(&options.table), &mut socket);
     // Also when it was refused: nothing is left then, and this does nothing.
     cleanup(&options)?;

@@ -162,8 +162,9 @@ proptest! {
     fn damaged_replies_never_panic(damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..6), cut: prop::sample::Index) {
         let node = node();
         let options = NftOptions::default();
-        let mut mirror = Mirror::adopt(vec![service("web", &["10.244.1.5:80*"]).cluster_ip("10.96.0.1", 80).0], node, &[]);
-        let mut batch = mirror.difference(vec![(Family::V4, None)], &options).batch("portolan");
+        let plan = service("web", &["10.244.1.5:80*"]).cluster_ip("10.96.0.1", 80).0;
+        let (_, difference) = Mirror::adopt(std::iter::once(&plan), node, vec![(Family::V4, None)], &options);
+        let mut batch = difference.batch("portolan");
         let mut bytes = batch.bytes().to_vec();
         for (place, byte) in damage {
             let place = place.index(bytes.len());

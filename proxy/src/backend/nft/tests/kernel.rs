@@ -378,7 +378,7 @@ fn a_service_that_the_kernel_refuses_does_not_block_the_others() {
 }
 
 #[test]
-fn one_endpoint_among_10_000_services_is_a_constant_number_of_elements() {
+fn one_endpoint_among_30_000_services_is_a_constant_number_of_elements() {
     in_namespace(|| {
         let (mut backend, mut disturbances) = backend();
         let plan = |index: u32, count: u32| {
@@ -390,7 +390,7 @@ fn one_endpoint_among_10_000_services_is_a_constant_number_of_elements() {
             service(&format!("s{index}"), &endpoints).cluster_ip(&address, 80).0
         };
         let mut sizes = Vec::new();
-        for services in [10, 10_000] {
+        for services in [10, 30_000] {
             let start = Instant::now();
             let report = backend
                 .apply(&complete((0..services).map(|index| plan(index, 5)).collect()))
@@ -413,7 +413,7 @@ fn one_endpoint_among_10_000_services_is_a_constant_number_of_elements() {
         assert!(written < 10, "{sizes:?}");
         let start = Instant::now();
         let report = backend
-            .apply(&complete((0..10_000).map(|index| plan(index, 5)).collect()))
+            .apply(&complete((0..30_000).map(|index| plan(index, 5)).collect()))
             .unwrap();
         assert_eq!((report.written, report.removed, report.messages), (0, 0, 0));
         println!("adopted in {:?}", start.elapsed());

@@ -267,6 +267,18 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
+    fn a_packed_plan_is_the_plan_again(world in world(), serving: bool) {
+        for mut plan in world.into_values() {
+            let unpacked = packed::Packed::new(&plan).unpack(&plan.service);
+            prop_assert_eq!(&unpacked, &plan);
+            for port in plan.ports.iter_mut().filter(|_| serving) {
+                port.serving = port.cluster.iter().map(|backend| backend.address).collect();
+            }
+            prop_assert_eq!(packed::Packed::new(&plan).unpack(&plan.service), unpacked);
+        }
+    }
+
+    #[test]
     fn the_way_to_a_state_does_not_matter(
         a in world(), b in world(), node_a in node_plan(), node_b in node_plan(), node_changes: bool,
     ) {
