@@ -6,8 +6,10 @@
 //!
 //! - *cold load*: from the start of the process to the first connection through the Service that was created last and stands
 //!   last in every list;
-//! - *one change*: from the sending of the PATCH that replaces one of that Service's endpoints to the first connection that
-//!   the new endpoint answers. The API server's own answer to the PATCH is shown beside it;
+//! - *one endpoint replaced*: from the sending of the PATCH that replaces one of that Service's endpoints to the first
+//!   connection that the new endpoint answers. The API server's own answer to the PATCH is shown beside it;
+//! - *one endpoint more*: the same for a PATCH that adds one, so that their number changes;
+//! - *listing the rules*: `nft list ruleset` or `iptables-save` after the load;
 //! - CPU time until the proxy is idle again, with every process that it starts (kube-proxy runs `nft` or `iptables`), as the
 //!   kernel counts it for the node's cgroup, in microseconds;
 //! - memory: the highest and the idle resident size, with every process that it starts.

@@ -20,12 +20,18 @@ pub enum Metric {
     LoadPeakMib,
     /// Memory after the load.
     LoadedMib,
+    /// Listing all rules with the system's tool.
+    ListSeconds,
     /// From the PATCH to the first connection to the new endpoint.
     ChangeMillis,
     /// From the PATCH to the API server's answer.
     ChangeAnswerMillis,
     /// CPU time of a change.
     ChangeCpuMillis,
+    /// From the PATCH that adds an endpoint to the first connection to it.
+    AdditionMillis,
+    /// CPU time of that.
+    AdditionCpuMillis,
     /// Highest memory of all.
     PeakMib,
     /// Memory after the changes.
@@ -66,9 +72,12 @@ impl Metric {
         Self::LoadCpuSeconds,
         Self::LoadPeakMib,
         Self::LoadedMib,
+        Self::ListSeconds,
         Self::ChangeMillis,
         Self::ChangeAnswerMillis,
         Self::ChangeCpuMillis,
+        Self::AdditionMillis,
+        Self::AdditionCpuMillis,
         Self::PeakMib,
         Self::ChangedMib,
     ];
@@ -85,9 +94,12 @@ impl Metric {
             Self::LoadCpuSeconds => "  its CPU time, s",
             Self::LoadPeakMib => "  highest memory, MiB",
             Self::LoadedMib => "  memory after it, MiB",
-            Self::ChangeMillis => "one change, ms",
+            Self::ListSeconds => "listing the rules, s",
+            Self::ChangeMillis => "one endpoint replaced, ms",
             Self::ChangeAnswerMillis => "  of it the API server's answer, ms",
             Self::ChangeCpuMillis => "  its CPU time, ms",
+            Self::AdditionMillis => "one endpoint more, ms",
+            Self::AdditionCpuMillis => "  its CPU time, ms",
             Self::PeakMib => "  highest memory of all, MiB",
             Self::ChangedMib => "  memory after the changes, MiB",
             Self::ConnectMedianMicros => "connect, median, us",

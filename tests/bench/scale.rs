@@ -43,6 +43,15 @@ pub struct Scale {
     real: Vec<u32>,
 }
 
+/// What a change does to the newest Service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// An endpoint takes the place of another one.
+    Replaced,
+    /// There is one endpoint more.
+    Added,
+}
+
 /// A change of one endpoint, about to be made.
 #[derive(Debug)]
 pub struct Change {
@@ -122,23 +131,37 @@ impl Scale {
         self.present().map(|pod| (pod.address.v4, SERVER_PORT).into()).collect()
     }
 
-    /// The next change: the pod that is left out takes the place of another in the newest Service.
+    /// The next change: the pod that is left out takes the place of another in the newest Service, or joins the others.
     ///
     /// # Errors
     /// Before there is a Service.
-    pub fn next_change(&mut self) -> Result<Change> {
+    pub fn next_change(&mut self, kind: Kind) -> Result<Change> {
+        let newcomer = self.servers.get(self.left_out).context("there are no pods")?;
+        let newcomer = newcomer.name.clone();
+        let endpoints = match kind {
+            Kind::Replaced => {
+                self.left_out = (self.left_out + 1) % self.servers.len();
+                self.real_endpoints()
+            }
+            Kind::Added => self.servers.iter().map(|pod| self.endpoint(pod.address.v4)).collect(),
+        };
+        self.patch(newcomer, &endpoints)
+    }
+
+    /// What takes back that an endpoint was added.
+    ///
+    /// # Errors
+    /// Before there is a Service.
+    pub fn undo(&self) -> Result<Change> {
+        self.patch(String::new(), &self.real_endpoints())
+    }
+
+    fn patch(&self, newcomer: String, endpoints: &[Value]) -> Result<Change> {
         let number = *self.real.last().context("there is no Service yet")?;
-        let newcomer = self
-            .servers
-            .get(self.left_out)
-            .context("there are no pods")?
-            .name
-            .clone();
-        self.left_out = (self.left_out + 1) % self.servers.len();
         Ok(Change {
             newcomer,
             key: ObjectKey::namespaced("EndpointSlice", NAMESPACE, &service_name(number)),
-            patch: json!({ "endpoints": self.real_endpoints() }),
+            patch: json!({ "endpoints": endpoints }),
         })
     }
 

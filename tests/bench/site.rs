@@ -170,6 +170,21 @@ impl Site {
         })
     }
 
+    /// How long the system's own tool takes to list the rules of the seat's node.
+    ///
+    /// # Errors
+    /// When it fails.
+    pub fn list(&self, seat: &Seat) -> Result<Duration> {
+        let place = &self.node(seat)?.place;
+        let begin = Instant::now();
+        if seat.subject == Some(ProxySubject::KubeProxyIptables) {
+            place.output("iptables-save", [] as [&str; 0])?;
+        } else {
+            place.output("nft", ["list", "ruleset"])?;
+        }
+        Ok(begin.elapsed())
+    }
+
     /// Ends the seat's proxy and makes its node clean: no tables, no conntrack entries.
     ///
     /// # Errors

@@ -8,6 +8,7 @@ use anyhow::{Context as _, Result};
 use crate::Options;
 use crate::client;
 use crate::report::{Measured, Metric};
+use crate::scale::Kind;
 use crate::site::{Seat, Site};
 
 /// How long one change may take.
@@ -58,22 +59,24 @@ fn run_one(site: &mut Site, index: usize, size: u32, options: &Options, measured
         loaded.cpu.as_secs_f64(),
         loaded_memory as f64 / MIB
     ));
+    let listed = site.list(seat)?;
     let peak = meter.watch_peak();
-    let mut changes = Vec::new();
+    let (mut changes, mut additions) = (Vec::new(), Vec::new());
     for _ in 0..options.changes() {
-        changes.push(change(site, index)?);
+        changes.push(change(site, index, Kind::Replaced)?);
+        additions.push(change(site, index, Kind::Added)?);
     }
     let seat = site.seats.get(index).context("no such subject")?;
     let peak = peak.finish()?.max(loaded.peak);
     let memory = meter.resident();
     site.unload(seat, loaded.daemon)?;
-    let millis = |times: &dyn Fn(&Changed) -> Duration| -> Vec<f64> {
+    let millis = |changes: &[Changed], times: &dyn Fn(&Changed) -> Duration| -> Vec<f64> {
         changes
             .iter()
             .map(|change| times(change).as_secs_f64() * 1000.0)
             .collect()
     };
-    let reached = millis(&|change| change.reached);
+    let reached = millis(&changes, &|change| change.reached);
     site.say(&format!(
         "{name}: changes reached after {reached:.1?} ms, {:.0} MiB",
         memory as f64 / MIB
@@ -84,16 +87,19 @@ fn run_one(site: &mut Site, index: usize, size: u32, options: &Options, measured
     record(Metric::LoadPeakMib, vec![loaded.peak as f64 / MIB]);
     record(Metric::LoadedMib, vec![loaded_memory as f64 / MIB]);
     record(Metric::ChangeMillis, reached);
-    record(Metric::ChangeAnswerMillis, millis(&|change| change.answered));
-    record(Metric::ChangeCpuMillis, millis(&|change| change.cpu));
+    record(Metric::ListSeconds, vec![listed.as_secs_f64()]);
+    record(Metric::ChangeAnswerMillis, millis(&changes, &|change| change.answered));
+    record(Metric::ChangeCpuMillis, millis(&changes, &|change| change.cpu));
+    record(Metric::AdditionMillis, millis(&additions, &|change| change.reached));
+    record(Metric::AdditionCpuMillis, millis(&additions, &|change| change.cpu));
     record(Metric::PeakMib, vec![peak as f64 / MIB]);
     record(Metric::ChangedMib, vec![memory as f64 / MIB]);
     Ok(())
 }
 
-/// One change, from an idle proxy to an idle proxy.
-fn change(site: &mut Site, index: usize) -> Result<Changed> {
-    let change = site.scale.next_change()?;
+/// One change, from an idle proxy to an idle proxy. What was added is taken back afterwards.
+fn change(site: &mut Site, index: usize, kind: Kind) -> Result<Changed> {
+    let change = site.scale.next_change(kind)?;
     let seat = site.seats.get(index).context("no such subject")?;
     let (target, meter) = (site.scale.newest()?, site.meter(seat)?);
     let cpu_before = meter.cpu()?;
@@ -112,6 +118,10 @@ fn change(site: &mut Site, index: usize) -> Result<Changed> {
         Ok((sent, answered, reached?))
     })?;
     let cpu = meter.quiet(PATIENCE)?.saturating_sub(cpu_before);
+    if kind == Kind::Added {
+        site.scale.make(&site.scale.undo()?)?;
+        meter.quiet(PATIENCE)?;
+    }
     Ok(Changed {
         answered,
         reached: reached.saturating_duration_since(sent),
