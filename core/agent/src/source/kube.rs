@@ -15,6 +15,7 @@ mod watch;
 
 use std::path::PathBuf;
 
+use ::kube::Client;
 use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery, networking::v1 as networking};
 use tokio_util::sync::CancellationToken;
 
@@ -44,8 +45,9 @@ pub(crate) async fn client_config(options: &Options) -> Result<::kube::Config, S
 pub(crate) async fn start(options: Options, wants: Wants, shutdown: CancellationToken) -> Result<Feed, SourceError> {
     let config = client::config(&options).await?;
     let (sink, feed) = channel(&kinds_of(&wants));
+    let client = Client::try_from(config).map_err(|cause| SourceError::Client(Box::new(cause)))?;
     let watches = Watches {
-        config,
+        client,
         sink,
         shutdown,
         names: wants.endpoint_names,
@@ -61,11 +63,11 @@ pub(crate) async fn start(options: Options, wants: Wants, shutdown: Cancellation
                 ..labelled(&[&ours, &wants.labels.to_string()])
             }
         }
-    })?;
+    });
     match wants.slices {
-        SliceSelection::All => watches.spawn::<discovery::EndpointSlice>(all())?,
+        SliceSelection::All => watches.spawn::<discovery::EndpointSlice>(all()),
         SliceSelection::Forwarded => {
-            watches.spawn::<discovery::EndpointSlice>(labelled(&[&format!("!{HEADLESS_LABEL}")]))?;
+            watches.spawn::<discovery::EndpointSlice>(labelled(&[&format!("!{HEADLESS_LABEL}")]));
         }
         SliceSelection::None => {}
     }
@@ -74,17 +76,17 @@ pub(crate) async fn start(options: Options, wants: Wants, shutdown: Cancellation
         NodeSelection::Named(name) => watches.spawn::<core::Node>(Selection {
             labels: None,
             fields: Some(format!("metadata.name={name}")),
-        })?,
-        NodeSelection::All => watches.spawn::<core::Node>(all())?,
+        }),
+        NodeSelection::All => watches.spawn::<core::Node>(all()),
     }
     if wants.namespaces {
-        watches.spawn::<core::Namespace>(all())?;
+        watches.spawn::<core::Namespace>(all());
     }
     if wants.pods {
-        watches.spawn::<core::Pod>(selected())?;
+        watches.spawn::<core::Pod>(selected());
     }
     if wants.service_cidrs {
-        watches.spawn::<networking::ServiceCIDR>(all())?;
+        watches.spawn::<networking::ServiceCIDR>(all());
     }
     Ok(feed)
 }

@@ -131,7 +131,7 @@ impl ListBody {
         }
         while let Some((field, message)) = self.next()? {
             match field {
-                1 => self.place = place(&message.to_vec())?,
+                1 => self.place = place(message)?,
                 2 => each(K::decode(Fields::new(message), names)?),
                 _ => {}
             }

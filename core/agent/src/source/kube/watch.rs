@@ -7,9 +7,9 @@
 use std::hash::{BuildHasher, RandomState};
 use std::time::{Duration, Instant};
 
+use ::kube::Client;
 use ::kube::core::Request;
 use ::kube::core::params::{ListParams, VersionMatch, WatchParams};
-use ::kube::{Client, Config};
 use axum::body::{Body, Bytes};
 use axum::http::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_TYPE};
 use axum::http::{self, HeaderValue, Response};
@@ -21,7 +21,6 @@ use super::body::{
 };
 use super::kinds::Watched;
 use super::mirror::{Mirror, Output};
-use crate::source::SourceError;
 use crate::source::feed::{Closed, PARCEL_EVENTS, Sink};
 
 /// First and longest wait after a failure.
@@ -44,7 +43,7 @@ pub(crate) struct Selection {
 
 /// What every watch needs.
 pub(crate) struct Watches {
-    pub(crate) config: Config,
+    pub(crate) client: Client,
     pub(crate) sink: Sink,
     pub(crate) shutdown: CancellationToken,
     /// Names of endpoints are wanted.
@@ -85,10 +84,9 @@ impl WatchError {
 
 impl Watches {
     /// Starts the watch of a kind. It ends with `shutdown` or when the Feed is dropped.
-    pub(crate) fn spawn<K: Watched>(&self, selection: Selection) -> Result<(), SourceError> {
-        let client = Client::try_from(self.config.clone()).map_err(|cause| SourceError::Client(Box::new(cause)))?;
+    pub(crate) fn spawn<K: Watched>(&self, selection: Selection) {
         let task = Task {
-            client,
+            client: self.client.clone(),
             request: Request::new(K::url_path(&(), None)),
             selection,
             names: self.names,
@@ -102,7 +100,6 @@ impl Watches {
         let shutdown = self.shutdown.clone();
         // `Closed` means that nobody listens any more.
         tokio::spawn(shutdown.run_until_cancelled_owned(task.run::<K>()));
-        Ok(())
     }
 }
 
