@@ -234,9 +234,11 @@ impl Naming {
             return;
         };
         for endpoint in &mut slice.endpoints {
-            (endpoint.node_name, endpoint.zone, endpoint.hints) = (None, None, None);
-            if !self.endpoint_pod_names {
-                endpoint.target_pod = None;
+            (endpoint.node_name, endpoint.hints) = (None, None);
+            if let Some(mut names) = endpoint.names.take() {
+                names.zone = None;
+                names.target_pod = names.target_pod.filter(|_| self.endpoint_pod_names);
+                endpoint.names = names.boxed();
             }
         }
     }
