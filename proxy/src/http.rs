@@ -9,7 +9,8 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use jiff::Timestamp;
-use serde_json::{Value, json};
+use serde::Serialize;
+use serde_json::json;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::config::KubeProxyConfiguration;
@@ -53,9 +54,10 @@ async fn healthz(State(shared): State<Shared>) -> Response {
     let health = shared.state.health();
     let code = code(health.healthy && health.node_eligible);
     shared.metrics.healthz(code.as_u16());
-    let mut body = health_body(health, SystemTime::now());
-    body["nodeEligible"] = health.node_eligible.into();
-    answer(code, &body)
+    answer(
+        code,
+        &HealthBody::new(health, Some(health.node_eligible), SystemTime::now()),
+    )
 }
 
 /// The same without the node's eligibility: a draining node must not restart the pod.
@@ -63,7 +65,7 @@ async fn livez(State(shared): State<Shared>) -> Response {
     let health = shared.state.health();
     let code = code(health.healthy);
     shared.metrics.livez(code.as_u16());
-    answer(code, &health_body(health, SystemTime::now()))
+    answer(code, &HealthBody::new(health, None, SystemTime::now()))
 }
 
 fn code(good: bool) -> StatusCode {
@@ -74,29 +76,68 @@ fn code(good: bool) -> StatusCode {
     }
 }
 
-/// kube-proxy's body; both families are programmed at once, so they say the same.
-fn health_body(health: Health, now: SystemTime) -> Value {
-    let time = |time: SystemTime| {
-        Timestamp::try_from(time)
-            .map(|time| time.to_string())
-            .unwrap_or_default()
-    };
-    let last_updated = health.last_updated.map_or_else(|| "0001-01-01T00:00:00Z".into(), time);
-    let family = json!({"lastUpdated": last_updated, "healthy": health.healthy});
-    json!({
-        "lastUpdated": last_updated,
-        "currentTime": time(now),
-        "healthy": health.healthy,
-        "status": {"IPv4": family, "IPv6": family},
-    })
+/// kube-proxy's body, field by field in its order.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct HealthBody {
+    last_updated: String,
+    current_time: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    node_eligible: Option<bool>,
+    healthy: bool,
+    status: Families,
 }
 
-fn answer(code: StatusCode, body: &Value) -> Response {
+/// Both families are programmed at once, so they say the same.
+#[derive(Serialize)]
+struct Families {
+    #[serde(rename = "IPv4")]
+    v4: Family,
+    #[serde(rename = "IPv6")]
+    v6: Family,
+}
+
+#[derive(Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Family {
+    last_updated: String,
+    healthy: bool,
+}
+
+// === impl HealthBody ===
+
+impl HealthBody {
+    fn new(health: Health, node_eligible: Option<bool>, now: SystemTime) -> Self {
+        let time = |time: SystemTime| {
+            Timestamp::try_from(time)
+                .map(|time| time.to_string())
+                .unwrap_or_default()
+        };
+        let last_updated = health.last_updated.map_or_else(|| "0001-01-01T00:00:00Z".into(), time);
+        let family = Family {
+            last_updated: last_updated.clone(),
+            healthy: health.healthy,
+        };
+        Self {
+            last_updated,
+            current_time: time(now),
+            node_eligible,
+            healthy: health.healthy,
+            status: Families {
+                v4: family.clone(),
+                v6: family,
+            },
+        }
+    }
+}
+
+fn answer(code: StatusCode, body: &impl Serialize) -> Response {
     let headers = [
         (header::CONTENT_TYPE, "application/json"),
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
     ];
-    (code, headers, body.to_string()).into_response()
+    let text = serde_json::to_string(body).unwrap_or_default();
+    (code, headers, text).into_response()
 }
 
 async fn proxy_mode(State(shared): State<Shared>) -> Response {
