@@ -2,7 +2,7 @@
 //! the kernel's rules, in traffic and in names. Needs root and the control plane of `cargo xtask kube-assets`.
 
 use std::ffi::OsStr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -15,7 +15,7 @@ use portolan_lab::probe::dns::{self, QueryOptions};
 use portolan_lab::probe::http;
 use portolan_lab::process::wait_until;
 use portolan_lab::subject::{DnsSubject, ProxySubject, dns_service};
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// How long a change may take to show, on a machine that does much else. What is usual is milliseconds.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -51,7 +51,9 @@ fn what_kubectl_changes_shows_in_plan_rules_traffic_and_names() -> Result<()> {
     site.kubectl(&["patch", "service", "web", "--type=json", "-p", patch])?;
     site.expect(&["81"], "10.96.0.77")?;
     site.kubectl(&["delete", "service", "web"])?;
-    site.expect(&[], "")
+    site.expect(&[], "")?;
+    site.start_is_told().context("events")?;
+    site.deployment().context("deploy/")
 }
 
 // === impl Site ===
@@ -84,6 +86,83 @@ impl Site {
             _daemons: daemons,
             cluster,
         })
+    }
+
+    /// The proxy says on the API server that it has started, as kube-proxy does.
+    fn start_is_told(&self) -> Result<()> {
+        let mut said = String::new();
+        let told = wait_until(PATIENCE, || {
+            let columns = "-o=custom-columns=:.reason,:.involvedObject.kind,:.involvedObject.name,:.type";
+            said = self
+                .kubectl(&["get", "events", "-A", "--no-headers", columns])
+                .unwrap_or_else(|error| error.to_string());
+            let words = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+            said.lines()
+                .any(|line| words(line) == ["Starting", "Node", "node-1", "Normal"])
+        });
+        ensure!(told, "{said}");
+        Ok(())
+    }
+
+    /// What there is to deploy is accepted by the API server, runs on every node, and DNS is no risk to any namespace.
+    fn deployment(&self) -> Result<()> {
+        let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy");
+        let accepted = |folder: &str| -> Result<Vec<Value>> {
+            let dir = deploy.join(folder).display().to_string();
+            let text = self.kubectl(&["apply", "--dry-run=server", "-o", "json", "-k", &dir])?;
+            let list: Value = serde_json::from_str(&text)?;
+            Ok(list["items"].as_array().cloned().unwrap_or_default())
+        };
+        let find = |objects: &[Value], kind: &str| -> Result<Value> {
+            let found = objects.iter().find(|object| object["kind"] == kind).cloned();
+            found.with_context(|| format!("no {kind}"))
+        };
+        for folder in [
+            "proxy",
+            "overlays/nft",
+            "overlays/ebpf",
+            "overlays/userspace",
+            "overlays/standalone",
+        ] {
+            let objects = accepted(folder).with_context(|| folder.to_owned())?;
+            let spec = find(&objects, "DaemonSet")?["spec"]["template"]["spec"].take();
+            ensure!(spec["hostNetwork"] == true, "{folder}: not on the host's network");
+            ensure!(
+                spec["priorityClassName"] == "system-node-critical",
+                "{folder}: it may be evicted"
+            );
+            ensure!(
+                spec["tolerations"] == json!([{"operator": "Exists"}]),
+                "{folder}: some taints keep it away"
+            );
+        }
+        let objects = accepted("dns")?;
+        let service = find(&objects, "Service")?;
+        ensure!(service["metadata"]["name"] == "kube-dns", "{service}");
+        // The strictest of the pod security standards, enforced.
+        self.kubectl(&["create", "namespace", "strict"])?;
+        self.kubectl(&[
+            "label",
+            "namespace",
+            "strict",
+            "pod-security.kubernetes.io/enforce=restricted",
+        ])?;
+        let mut spec = find(&objects, "Deployment")?["spec"]["template"]["spec"].take();
+        if let Some(fields) = spec.as_object_mut() {
+            fields.remove("serviceAccountName");
+            fields.remove("serviceAccount");
+        }
+        let pod = |spec: &Value| -> Result<String> {
+            let file = self.cluster.lab().scratch().join("strict.json");
+            let metadata = json!({"name": "strict", "namespace": "strict"});
+            let object = json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec});
+            std::fs::write(&file, object.to_string())?;
+            self.kubectl(&["create", "--dry-run=server", "-f", &file.display().to_string()])
+        };
+        pod(&spec)?;
+        spec["hostNetwork"] = true.into();
+        ensure!(pod(&spec).is_err(), "the standard is not enforced");
+        Ok(())
     }
 
     fn node(&self) -> Result<&Host> {

@@ -12,8 +12,9 @@ use std::time::Instant;
 use anyhow::{Context as _, Result, ensure};
 use clap::Parser;
 use portolan_lab::cleanup;
+use portolan_lab::rows::{self, Row};
 use portolan_lab::run::{Session, Setup};
-use portolan_lab::scenario::Scenario;
+use portolan_lab::scenario::{ObjectSource, Scenario};
 use portolan_lab::subject::{DnsSubject, ProxySubject};
 
 /// Runs the scenarios.
@@ -33,6 +34,9 @@ struct Options {
     /// Prints what would run.
     #[arg(long)]
     list: bool,
+    /// Prints every row of the requirements and what shows it.
+    #[arg(long)]
+    rows: bool,
     /// Leaves the lab of a failed scenario in place and tells how to look around.
     #[arg(long)]
     keep: bool,
@@ -76,6 +80,9 @@ fn main() -> ExitCode {
 
 fn run(options: &Options) -> Result<bool> {
     let scenarios = Scenario::read_all(&options.scenarios)?;
+    if options.rows {
+        return print_rows(&scenarios);
+    }
     let batches = batches(options, &scenarios)?;
     if options.list {
         return Ok(list(&batches, options));
@@ -133,7 +140,7 @@ fn batches(options: &Options, scenarios: &[Scenario]) -> Result<Vec<Batch>> {
             let wanted = |s: &&Scenario| {
                 (options.filter.is_empty() || options.filter.iter().any(|part| s.name.contains(part.as_str())))
                     && !s.except.contains_key(&proxy)
-                    && !(api && s.manifests_only)
+                    && s.source.is_none_or(|source| (source == ObjectSource::Api) == api)
                     && !(dns == DnsSubject::None && s.needs_dns())
             };
             let scenarios: VecDeque<Scenario> = scenarios.iter().filter(wanted).cloned().collect();
@@ -187,6 +194,25 @@ fn list(batches: &[Batch], options: &Options) -> bool {
     }
     println!("{count} tests");
     true
+}
+
+/// Prints what this project promises, and by what each row is shown.
+fn print_rows(scenarios: &[Scenario]) -> Result<bool> {
+    let rows = rows::read_all(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/rows")))?;
+    for (name, row) in &rows {
+        let (says, by) = match row {
+            Row::Scenarios(says) => {
+                let covers = |s: &&Scenario| s.covers.iter().any(|row| row == name);
+                let by: Vec<&str> = scenarios.iter().filter(covers).map(|s| s.name.as_str()).collect();
+                (says, by.join(", "))
+            }
+            Row::Test { says, test } => (says, test.clone()),
+            Row::Not { says, not } => (says, format!("not shown: {not}")),
+        };
+        println!("{name}: {says}  [{by}]");
+    }
+    println!("{} rows", rows.len());
+    Ok(true)
 }
 
 fn test_name(setup: Setup, scenario: &Scenario) -> String {

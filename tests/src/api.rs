@@ -12,7 +12,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use serde_json::{Value, json};
 
-use crate::object::ObjectKey;
+use crate::object::{ObjectKey, merge};
 
 /// The API server as seen through one socket. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -135,7 +135,20 @@ impl ApiClient {
     /// # Errors
     /// When the server refuses it.
     pub fn delete(&self, key: &ObjectKey, grace: Option<u32>) -> Result<()> {
-        let body = json!({ "apiVersion": "v1", "kind": "DeleteOptions", "gracePeriodSeconds": grace });
+        self.delete_with(key, &json!({ "gracePeriodSeconds": grace }))
+    }
+
+    /// Deletes an object and leaves what it owns; silent when it does not exist.
+    ///
+    /// # Errors
+    /// When the server refuses it.
+    pub fn delete_alone(&self, key: &ObjectKey) -> Result<()> {
+        self.delete_with(key, &json!({ "propagationPolicy": "Orphan" }))
+    }
+
+    fn delete_with(&self, key: &ObjectKey, options: &Value) -> Result<()> {
+        let mut body = json!({ "apiVersion": "v1", "kind": "DeleteOptions" });
+        merge(&mut body, options);
         match self.request("DELETE", &key.path()?, Some(("application/json", &body))) {
             Err(error) if !is_not_found(&error) => Err(error.context(format!("{key} was not deleted"))),
             _ => Ok(()),

@@ -167,6 +167,17 @@ impl Cluster {
         }
     }
 
+    /// Deletes a workload and leaves its pods as they are (`kubectl delete --cascade=orphan`).
+    ///
+    /// # Errors
+    /// When the API server refuses it.
+    pub fn delete_alone(&self, key: &ObjectKey) -> Result<()> {
+        match &self.store {
+            Store::Api(api) => api.delete_alone(key),
+            Store::Manifests { .. } => self.remove(key),
+        }
+    }
+
     /// The object as it is now.
     ///
     /// # Errors

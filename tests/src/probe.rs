@@ -18,6 +18,9 @@ use std::path::PathBuf;
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 
+/// The most that a datagram over IPv4 can carry.
+const LARGEST_DATAGRAM: usize = 65_507;
+
 /// What a server says about one connection or datagram.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {

@@ -72,6 +72,8 @@ struct Made {
     routes: BTreeSet<String>,
     opened: BTreeMap<String, Opened>,
     servers: Vec<Process>,
+    /// The proxies run with another configuration than in the beginning.
+    configured: bool,
 }
 
 // === impl Session ===
@@ -177,6 +179,7 @@ impl Session {
                 self.cluster.patch(key, patch)
             }),
             Action::Delete(keys) => keys.iter().try_for_each(|key| self.cluster.delete(key)),
+            Action::Orphan(keys) => keys.iter().try_for_each(|key| self.cluster.delete_alone(key)),
             Action::Pod(list) => list
                 .iter()
                 .try_for_each(|(name, state)| self.cluster.set_pod(name, *state)),
@@ -189,6 +192,10 @@ impl Session {
             Action::Daemon(list) => list
                 .iter()
                 .try_for_each(|(name, action)| self.act_on_daemon(name, *action)),
+            Action::Config(changes) => {
+                made.configured = true;
+                self.configure(changes)
+            }
             Action::Run(list) => list.iter().try_for_each(|(name, text)| self.run_shell(name, text)),
             Action::Pause(duration) => {
                 std::thread::sleep(*duration);
@@ -265,6 +272,22 @@ impl Session {
         }
     }
 
+    /// Gives every proxy another configuration and starts it again.
+    fn configure(&self, changes: &Value) -> Result<()> {
+        for node in self.cluster.lab().nodes() {
+            self.setup
+                .proxy
+                .configure(self.cluster.lab(), node, &self.cluster.source(), changes)?;
+        }
+        for daemon in self.proxies.values() {
+            if !daemon.ended() {
+                daemon.terminate()?;
+            }
+            daemon.start_again()?;
+        }
+        self.proxies.values().try_for_each(Daemon::wait_ready)
+    }
+
     /// Puts the cluster back to what it was before the scenario.
     fn undo(&self, made: Made) -> Result<()> {
         drop((made.opened, made.servers));
@@ -288,6 +311,9 @@ impl Session {
         for route in &made.routes {
             // A route that the scenario took away itself is not there any more.
             let _ = self.cluster.lab().route(route, None);
+        }
+        if made.configured {
+            self.configure(&json!({}))?;
         }
         for daemon in self.daemons().filter(|daemon| daemon.ended()) {
             daemon.start_again()?;

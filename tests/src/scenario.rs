@@ -31,8 +31,8 @@ pub struct Scenario {
     pub covers: Vec<String>,
     /// Subjects that cannot carry it, and why.
     pub except: BTreeMap<ProxySubject, String>,
-    /// Whether it only makes sense with a folder of manifests.
-    pub manifests_only: bool,
+    /// The only source of objects that it makes sense with.
+    pub source: Option<ObjectSource>,
     /// Objects that exist before the first step.
     pub objects: Vec<Value>,
     /// Servers on machines instead of in pods: machine and ports.
@@ -61,6 +61,8 @@ pub enum Action {
     Patch(Vec<(ObjectKey, Value)>),
     /// Deletes objects.
     Delete(Vec<ObjectKey>),
+    /// Deletes workloads and leaves their pods.
+    Orphan(Vec<ObjectKey>),
     /// Puts pods into a state.
     Pod(Vec<(String, PodState)>),
     /// Sends an outside route to a node, or takes it away.
@@ -71,10 +73,22 @@ pub enum Action {
     Traffic(Vec<(String, Check)>),
     /// Does something to the proxy of a node, or to the DNS server (`dns`).
     Daemon(Vec<(String, DaemonAction)>),
+    /// Starts every proxy again with these fields of `KubeProxyConfiguration`.
+    Config(Value),
     /// Runs shell text in a namespace; it has to succeed.
     Run(Vec<(String, String)>),
     /// Waits.
     Pause(Duration),
+}
+
+/// Where a scenario's objects are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ObjectSource {
+    /// A folder of manifests.
+    Manifests,
+    /// An API server.
+    Api,
 }
 
 /// What is done to a daemon.
@@ -97,8 +111,7 @@ struct File {
     covers: Vec<String>,
     #[serde(default)]
     except: BTreeMap<String, String>,
-    #[serde(default)]
-    manifests_only: bool,
+    source: Option<ObjectSource>,
     #[serde(default)]
     pods: BTreeMap<String, PodLine>,
     #[serde(default)]
@@ -151,11 +164,13 @@ struct StepFile {
     apply: Option<Vec<Value>>,
     patch: Option<BTreeMap<String, Value>>,
     delete: Option<Vec<String>>,
+    orphan: Option<Vec<String>>,
     pod: Option<BTreeMap<String, String>>,
     route: Option<BTreeMap<String, Option<String>>>,
     open: Option<BTreeMap<String, String>>,
     traffic: Option<BTreeMap<String, String>>,
     daemon: Option<BTreeMap<String, DaemonAction>>,
+    config: Option<Value>,
     run: Option<BTreeMap<String, String>>,
     pause: Option<f64>,
 }
@@ -207,7 +222,7 @@ impl Scenario {
             title: file.scenario,
             covers: file.covers,
             except: subjects(file.except)?,
-            manifests_only: file.manifests_only,
+            source: file.source,
             objects,
             steps: steps?,
         })
@@ -250,10 +265,12 @@ impl StepFile {
                 Ok((ObjectKey::parse(&key)?, patch))
             })?));
         }
-        if let Some(keys) = self.delete {
-            found.push(Action::Delete(
-                keys.iter().map(|key| ObjectKey::parse(key)).collect::<Result<_>>()?,
-            ));
+        let keys = |keys: Vec<String>| keys.iter().map(|key| ObjectKey::parse(key)).collect::<Result<_>>();
+        if let Some(list) = self.delete {
+            found.push(Action::Delete(keys(list)?));
+        }
+        if let Some(list) = self.orphan {
+            found.push(Action::Orphan(keys(list)?));
         }
         if let Some(map) = self.pod {
             found.push(Action::Pod(pairs(map, |name, state| {
@@ -276,6 +293,7 @@ impl StepFile {
         if let Some(map) = self.daemon {
             found.push(Action::Daemon(map.into_iter().collect()));
         }
+        found.extend(self.config.map(Action::Config));
         if let Some(map) = self.run {
             found.push(Action::Run(map.into_iter().collect()));
         }

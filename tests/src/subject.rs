@@ -7,12 +7,13 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::addresses::{DNS_SERVICE, LOAD_BALANCER_RANGES, POD_RANGES, SERVICE_RANGES};
 use crate::binaries;
 use crate::daemon::{Daemon, DaemonSpec};
 use crate::lab::{Host, Lab, Pod};
+use crate::object::merge;
 
 /// Where a daemon gets its objects from.
 #[derive(Debug, Clone)]
@@ -131,9 +132,13 @@ impl ProxySubject {
     /// # Errors
     /// When the program is missing or the node cannot be prepared.
     pub fn prepare(self, lab: &Lab, node: &Host, source: &Source) -> Result<DaemonSpec> {
+        self.configure(lab, node, source, &json!({}))?;
         let (program, args) = match self {
-            Self::KubeProxy => kube_proxy(lab, node, source, "nftables")?,
-            Self::KubeProxyIptables => kube_proxy(lab, node, source, "iptables")?,
+            Self::KubeProxy | Self::KubeProxyIptables => {
+                let mut flag = OsString::from("--config=");
+                flag.push(config_file(lab, node));
+                (binaries::peer("kube-proxy")?, vec![flag, "-v=2".into()])
+            }
             Self::Nft | Self::Userspace | Self::Ebpf => self.portolan(lab, node, source)?,
         };
         if self == Self::Userspace {
@@ -149,17 +154,42 @@ impl ProxySubject {
         })
     }
 
+    /// Writes the configuration file that the program on `node` reads when it starts: kube-proxy's own kind, for ours as well.
+    /// `changes` are merged into what every lab has.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn configure(self, lab: &Lab, node: &Host, source: &Source, changes: &Value) -> Result<()> {
+        let mode = if self == Self::KubeProxyIptables {
+            "iptables"
+        } else {
+            "nftables"
+        };
+        let mut config = json!({
+            "apiVersion": "kubeproxy.config.k8s.io/v1alpha1", "kind": "KubeProxyConfiguration", "mode": mode,
+            "clusterCIDR": POD_RANGES.join(","), "hostnameOverride": node.name, "bindAddress": "0.0.0.0",
+            "healthzBindAddress": "0.0.0.0:10256", "metricsBindAddress": "127.0.0.1:10249",
+            // The limits are the machine's, not a network namespace's.
+            "conntrack": { "maxPerCore": 0, "min": 0 },
+        });
+        if let Source::Api(_) = source {
+            config["clientConnection"] = json!({ "kubeconfig": source.kubeconfig("system:kube-proxy")? });
+        }
+        merge(&mut config, changes);
+        let file = config_file(lab, node);
+        std::fs::write(&file, config.to_string()).with_context(|| format!("{} cannot be written", file.display()))
+    }
+
     fn portolan(self, lab: &Lab, node: &Host, source: &Source) -> Result<(PathBuf, Vec<OsString>)> {
         let program = binaries::find("PORTOLAN_PROXY", "portolan-proxy")
             .context("build it with `cargo build -p portolan-proxy` or name another one")?;
         let mut args: Vec<OsString> = vec!["run".into()];
-        args.extend(source.args("system:kube-proxy"));
+        if let Source::Manifests(_) = source {
+            args.extend(source.args(""));
+        }
         let mut flag = |name: &str, value: OsString| args.extend([name.into(), value]);
-        flag("--node-name", node.name.clone().into());
+        flag("--config", config_file(lab, node).into());
         flag("--backend", self.name().into());
-        flag("--cluster-cidr", POD_RANGES.join(",").into());
-        flag("--healthz-bind-address", "0.0.0.0:10256".into());
-        flag("--metrics-bind-address", "127.0.0.1:10249".into());
         if self == Self::Ebpf {
             flag(
                 "--cgroup",
@@ -187,19 +217,8 @@ fn make_frontends_local(node: &Host) -> Result<()> {
     node.place.netns.sysctl(&[("net.ipv6.ip_nonlocal_bind", "1")])
 }
 
-fn kube_proxy(lab: &Lab, node: &Host, source: &Source, mode: &str) -> Result<(PathBuf, Vec<OsString>)> {
-    let config = json!({
-        "apiVersion": "kubeproxy.config.k8s.io/v1alpha1", "kind": "KubeProxyConfiguration", "mode": mode,
-        "clusterCIDR": POD_RANGES.join(","), "hostnameOverride": node.name, "bindAddress": "0.0.0.0",
-        "clientConnection": { "kubeconfig": source.kubeconfig("system:kube-proxy")? },
-        "healthzBindAddress": "0.0.0.0:10256", "metricsBindAddress": "127.0.0.1:10249",
-        // The limits are the machine's, not a network namespace's.
-        "conntrack": { "maxPerCore": 0, "min": 0 },
-    });
-    let file = lab.write(&format!("kube-proxy-{}.json", node.name), &config.to_string())?;
-    let mut flag = OsString::from("--config=");
-    flag.push(file);
-    Ok((binaries::peer("kube-proxy")?, vec![flag, "-v=2".into()]))
+fn config_file(lab: &Lab, node: &Host) -> PathBuf {
+    lab.scratch().join(format!("proxy-{}.json", node.name))
 }
 
 // === impl DnsSubject ===
@@ -276,7 +295,7 @@ fn core_dns(lab: &Lab, source: &Source, upstream: std::net::IpAddr) -> Result<(P
 }
 
 /// The Service that DNS is reached through; its endpoints are the pods with this label.
-pub fn dns_service() -> serde_json::Value {
+pub fn dns_service() -> Value {
     let port = |name: &str, protocol: &str| json!({ "name": name, "port": 53, "protocol": protocol, "targetPort": 53 });
     json!({
         "apiVersion": "v1", "kind": "Service",

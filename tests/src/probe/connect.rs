@@ -25,6 +25,9 @@ pub struct Options {
     /// How long one attempt may take, in milliseconds.
     #[arg(long, default_value_t = 2000)]
     pub timeout_ms: u64,
+    /// Sends so many bytes in each attempt, and wants as many back.
+    #[arg(long, default_value_t = 0)]
+    pub size: usize,
     /// Sends every attempt from this port.
     #[arg(long)]
     pub source_port: Option<u16>,
@@ -96,9 +99,9 @@ fn attempt(options: &Options) -> Result<Hello, Failure> {
     })?;
     let timeout = Duration::from_millis(options.timeout_ms);
     let answer = if options.udp {
-        udp_socket(target, options).and_then(|socket| exchange_datagram(&socket, timeout))
+        udp_socket(target, options).and_then(|socket| exchange_datagram(&socket, timeout, options.size))
     } else {
-        tcp_stream(target, options, timeout).and_then(|stream| exchange_line(&mut BufReader::new(stream)))
+        tcp_stream(target, options, timeout).and_then(|stream| exchange_line(&mut BufReader::new(stream), options.size))
     };
     answer.map_err(|error| Failure::new(&error, millis()))
 }
@@ -153,9 +156,9 @@ fn bind(socket: &Socket, target: SocketAddr, options: &Options) -> io::Result<()
     socket.bind(&from.into())
 }
 
-/// Sends one line and reads the server's answer.
-pub(super) fn exchange_line(stream: &mut BufReader<TcpStream>) -> io::Result<Hello> {
-    stream.get_mut().write_all(b"hello\n")?;
+/// Sends one line of at least `size` bytes and reads the server's answer, which is as long.
+pub(super) fn exchange_line(stream: &mut BufReader<TcpStream>, size: usize) -> io::Result<Hello> {
+    stream.get_mut().write_all(&question(size))?;
     let mut line = String::new();
     if stream.read_line(&mut line)? == 0 {
         return Err(io::Error::new(
@@ -163,14 +166,31 @@ pub(super) fn exchange_line(stream: &mut BufReader<TcpStream>) -> io::Result<Hel
             "the connection was closed without an answer",
         ));
     }
-    serde_json::from_str(&line).map_err(io::Error::other)
+    read_answer(line.as_bytes(), size)
 }
 
-/// Sends one datagram and reads the server's answer.
-pub(super) fn exchange_datagram(socket: &UdpSocket, timeout: Duration) -> io::Result<Hello> {
+/// Sends one datagram of at least `size` bytes and reads the server's answer, which is as long.
+pub(super) fn exchange_datagram(socket: &UdpSocket, timeout: Duration, size: usize) -> io::Result<Hello> {
     socket.set_read_timeout(Some(timeout))?;
-    socket.send(b"hello\n")?;
-    let mut buffer = [0; 2048];
+    socket.send(&question(size))?;
+    let mut buffer = vec![0; super::LARGEST_DATAGRAM];
     let length = socket.recv(&mut buffer)?;
-    serde_json::from_slice(buffer.get(..length).unwrap_or_default()).map_err(io::Error::other)
+    read_answer(buffer.get(..length).unwrap_or_default(), size)
+}
+
+fn question(size: usize) -> Vec<u8> {
+    let mut text = b"hello".to_vec();
+    text.resize(text.len().max(size.saturating_sub(1)), b'.');
+    text.push(b'\n');
+    text
+}
+
+fn read_answer(line: &[u8], size: usize) -> io::Result<Hello> {
+    if line.len() < size {
+        return Err(io::Error::other(format!(
+            "{size} bytes were sent, {} came back",
+            line.len()
+        )));
+    }
+    serde_json::from_slice(line).map_err(io::Error::other)
 }

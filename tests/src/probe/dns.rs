@@ -131,6 +131,7 @@ fn plain(options: &QueryOptions) -> connect::Options {
         udp: !options.tcp,
         count: 1,
         timeout_ms: options.timeout_ms,
+        size: 0,
         source_port: None,
         source: None,
         family: None,

@@ -40,10 +40,10 @@ pub fn run(options: &Options) -> Result<()> {
         Ok(held) => held,
         Err(error) => return say(&Exchange::Failure(failure(&error, start))),
     };
-    say(&held.exchange(timeout))?;
+    say(&held.exchange(timeout, options.size))?;
     for line in io::stdin().lock().lines() {
         line?;
-        say(&held.exchange(timeout))?;
+        say(&held.exchange(timeout, options.size))?;
     }
     Ok(())
 }
@@ -56,11 +56,11 @@ enum Held {
 // === impl Held ===
 
 impl Held {
-    fn exchange(&mut self, timeout: Duration) -> Exchange {
+    fn exchange(&mut self, timeout: Duration, size: usize) -> Exchange {
         let start = Instant::now();
         let answer = match self {
-            Self::Tcp(stream) => exchange_line(stream),
-            Self::Udp(socket) => exchange_datagram(socket, timeout),
+            Self::Tcp(stream) => exchange_line(stream, size),
+            Self::Udp(socket) => exchange_datagram(socket, timeout, size),
         };
         answer.map_or_else(|error| Exchange::Failure(failure(&error, start)), Exchange::Answer)
     }

@@ -53,6 +53,7 @@ pub fn get(options: &Options) -> Result<Response> {
         udp: false,
         count: 1,
         timeout_ms: options.timeout_ms,
+        size: 0,
         source_port: None,
         source: None,
         family: None,

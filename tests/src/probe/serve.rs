@@ -98,7 +98,7 @@ async fn converse(stream: TcpStream, name: &str) -> io::Result<()> {
     let mut stream = BufReader::new(stream);
     let mut line = String::new();
     if tokio::time::timeout(GREET_AFTER, stream.fill_buf()).await.is_err() {
-        stream.write_all(json_line(&hello).as_bytes()).await?;
+        stream.write_all(json_line(&hello, 0).as_bytes()).await?;
     }
     loop {
         line.clear();
@@ -112,7 +112,7 @@ async fn converse(stream: TcpStream, name: &str) -> io::Result<()> {
             stream.write_all(response.as_bytes()).await?;
             return stream.shutdown().await;
         }
-        stream.write_all(json_line(&hello).as_bytes()).await?;
+        stream.write_all(json_line(&hello, line.len()).as_bytes()).await?;
     }
 }
 
@@ -128,14 +128,14 @@ async fn read_head(stream: &mut BufReader<TcpStream>) -> io::Result<()> {
 }
 
 async fn answer_datagrams(socket: UdpSocket, name: Arc<str>) {
-    let mut buffer = [0; 2048];
+    let mut buffer = vec![0; super::LARGEST_DATAGRAM];
     loop {
-        let Ok((_, peer)) = socket.recv_from(&mut buffer).await else {
+        let Ok((length, peer)) = socket.recv_from(&mut buffer).await else {
             continue;
         };
         let Ok(local) = socket.local_addr() else { continue };
         let hello = hello(&name, "udp", peer, local);
-        let _ = socket.send_to(json_line(&hello).as_bytes(), peer).await;
+        let _ = socket.send_to(json_line(&hello, length).as_bytes(), peer).await;
     }
 }
 
@@ -150,10 +150,10 @@ fn hello(name: &str, protocol: &str, client: SocketAddr, local: SocketAddr) -> H
     }
 }
 
-fn json_line(hello: &Hello) -> String {
-    let mut text = serde_json::to_string(hello).unwrap_or_default();
-    text.push('\n');
-    text
+/// The answer, as long as the question: a large one has to pass in both directions.
+fn json_line(hello: &Hello, length: usize) -> String {
+    let text = serde_json::to_string(hello).unwrap_or_default();
+    format!("{text:0$}\n", length.saturating_sub(1))
 }
 
 /// The body of the Kubernetes tutorials' echo server: first `CLIENT VALUES:`, then who asked.

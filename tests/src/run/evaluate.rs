@@ -11,7 +11,7 @@ use super::opened::{Kind, Opened};
 use super::{Session, until};
 use crate::addresses::{self, DNS_SERVICE};
 use crate::probe::hold::Exchange;
-use crate::probe::{self, FailureKind, Hello, Report, dns, http};
+use crate::probe::{self, Failure, FailureKind, Hello, Report, dns, http};
 use crate::scenario::check::{Answers, Check, Connect, DnsExpect, Expect, Failing, Spread, Target};
 
 /// How long an attempt may take that is expected to be answered or refused. A TCP client over IPv6 hears of an ICMP reject
@@ -33,7 +33,7 @@ impl Session {
         // What must fail is asked only once what must work does: before that it might fail for want of any rule.
         let (failing, working): (Vec<_>, Vec<_>) = asking
             .into_iter()
-            .partition(|check| matches!(check.expect, Expect::Fails(_)));
+            .partition(|check| matches!(check.expect, Expect::Fails(_) | Expect::FailsAlways(..)));
         self.check_together(&working)?;
         self.check_together(&failing)
     }
@@ -103,6 +103,7 @@ impl Session {
     fn check_connect(&self, from: &str, connect: &Connect, expect: &Expect) -> Result<()> {
         let (count, timeout) = match expect {
             Expect::Answers(answers) => (attempts(answers), ANSWER_MS),
+            Expect::FailsAlways(_, count) => (*count as usize, ANSWER_MS),
             Expect::Fails(Failing::Timeout) => (1, SILENCE_MS),
             _ => (1, ANSWER_MS),
         };
@@ -110,9 +111,18 @@ impl Session {
         let count = if connect.source_port.is_some() { 1 } else { count };
         let mut command = self.probe(from)?;
         command.args(["connect", "--count", &count.to_string(), "--timeout-ms", timeout]);
+        if let Expect::FailsAlways(..) = expect {
+            command.arg("--keep-going");
+        }
         self.connect_args(&mut command, connect)?;
         let report: Report = ask(command)?;
         match expect {
+            Expect::FailsAlways(failing, _) => {
+                ensure!(report.answers.is_empty(), "it was answered: {:?}", report.answers);
+                let each = report.failures.iter().enumerate();
+                each.map(|(n, failure)| check_one(*failing, failure).with_context(|| format!("attempt {}", n + 1)))
+                    .collect()
+            }
             Expect::Answers(answers) => self.check_answers(answers, &report),
             Expect::Fails(failing) => check_failure(*failing, &report),
             _ => bail!("this cannot be expected of a connection"),
@@ -245,6 +255,9 @@ impl Session {
         if let Some(port) = connect.source_port {
             command.args(["--source-port", &port.to_string()]);
         }
+        if connect.size > 0 {
+            command.args(["--size", &connect.size.to_string()]);
+        }
         if let Some(source) = &connect.source {
             command.args(["--source", &self.address(source)?.to_string()]);
         }
@@ -282,6 +295,10 @@ fn check_failure(failing: Failing, report: &Report) -> Result<()> {
     let Some(failure) = report.failures.first() else {
         bail!("it was answered: {:?}", report.answers)
     };
+    check_one(failing, failure)
+}
+
+fn check_one(failing: Failing, failure: &Failure) -> Result<()> {
     let right = match failing {
         Failing::Refused => failure.kind == FailureKind::Refused,
         Failing::Timeout => matches!(failure.kind, FailureKind::Timeout | FailureKind::Denied),

@@ -52,6 +52,8 @@ pub struct Connect {
     pub source_port: Option<u16>,
     /// Sends from this address.
     pub source: Option<String>,
+    /// Sends so many bytes, and wants as many back.
+    pub size: usize,
 }
 
 /// What must come of a check.
@@ -61,6 +63,8 @@ pub enum Expect {
     Answers(Answers),
     /// The attempt fails in this way.
     Fails(Failing),
+    /// So many attempts fail in this way, one after the other.
+    FailsAlways(Failing, u32),
     /// The echo reply comes.
     Reply,
     /// A page with this status and this text in its body.
@@ -267,13 +271,15 @@ impl Connect {
             port,
             source_port: None,
             source: None,
+            size: 0,
         };
         let mut rest = options;
         while let [word, value, tail @ ..] = rest {
             match *word {
                 "port" => connect.source_port = Some(value.parse().with_context(|| format!("{value:?} is no port"))?),
                 "from" => connect.source = Some((*value).to_owned()),
-                other => bail!("{other:?} is none of `port N`, `from ADDRESS`"),
+                "size" => connect.size = value.parse().with_context(|| format!("{value:?} is no size"))?,
+                other => bail!("{other:?} is none of `port N`, `from ADDRESS`, `size BYTES`"),
             }
             rest = tail;
         }
@@ -299,9 +305,15 @@ impl Expect {
                 })
             }
             Some(Target::Ping(_)) if text == "reply" => Ok(Self::Reply),
-            _ => match Failing::parse(text) {
-                Some(failing) => Ok(Self::Fails(failing)),
-                None => Answers::parse(text).map(Self::Answers),
+            _ => match text.split_whitespace().collect::<Vec<_>>()[..] {
+                [word, count, "times"] if let Some(failing) = Failing::parse(word) => {
+                    let count = count.parse().context("the number of attempts is a number")?;
+                    Ok(Self::FailsAlways(failing, count))
+                }
+                _ => match Failing::parse(text) {
+                    Some(failing) => Ok(Self::Fails(failing)),
+                    None => Answers::parse(text).map(Self::Answers),
+                },
             },
         }
     }

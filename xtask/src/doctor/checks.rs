@@ -197,6 +197,27 @@ pub static ALL: &[Check] = &[
         packages(&["curl"], &["curl"]),
     ),
     required(
+        "dig",
+        &[Test],
+        "a resolver that is not ours",
+        || program("dig"),
+        packages(&["bind9-dnsutils"], &["bind-utils"]),
+    ),
+    required(
+        "busybox",
+        &[Test],
+        "another one, of which many images are made",
+        || program("busybox"),
+        packages(&["busybox"], &["busybox"]),
+    ),
+    required(
+        "musl-gcc",
+        &[Test],
+        "links a third one with the C library of Alpine images",
+        || program("musl-gcc"),
+        packages(&["musl-tools"], &["musl-gcc"]),
+    ),
+    required(
         "openssl",
         CONTROL_PLANE,
         "the key that the API server signs service account tokens with",
