@@ -3,6 +3,10 @@
 //! A backend makes plans real. It never looks at the World and decides nothing that a plan could have decided.
 
 #[cfg(target_os = "linux")]
+mod claims;
+#[cfg(target_os = "linux")]
+pub mod ebpf;
+#[cfg(target_os = "linux")]
 pub mod loopback;
 #[cfg(target_os = "linux")]
 pub mod nft;
@@ -12,6 +16,7 @@ use std::time::Duration;
 
 use portolan_model::ServiceName;
 use portolan_plan::{NodePlan, ServicePlan};
+use prometheus_client::collector::Collector;
 
 /// What has to change. Cost follows its size.
 #[derive(Clone, Debug, Default)]
@@ -84,6 +89,11 @@ pub trait Backend: Send {
     /// For `status`: lines of `key: value` about what is programmed, such as counts or where the userspace backend
     /// really listens.
     fn status(&self) -> Vec<(String, String)>;
+
+    /// Metrics that are read from where they are counted, when somebody asks.
+    fn collector(&self) -> Option<Box<dyn Collector>> {
+        None
+    }
 
     /// Stops what lives in this process only. Kernel state stays in place: traffic goes on without us.
     fn stop(&mut self) {}

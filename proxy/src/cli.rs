@@ -46,7 +46,7 @@ pub enum Command {
     /// Ask the running daemon how it is doing
     Status(StatusArgs),
     /// Remove everything that this program ever programmed on this node
-    Cleanup,
+    Cleanup(CleanupArgs),
 }
 
 /// Flags that plans depend on.
@@ -100,11 +100,19 @@ pub enum BackendChoice {
     /// Kernel rules over netlink (Linux, needs CAP_NET_ADMIN)
     #[value(alias = "nftables")]
     Nft,
-    /// Not in this version
-    #[value(hide = true)]
+    /// Programs at the node's sockets, which rewrite a connection once, and kernel rules for what no socket of this node
+    /// sends (Linux, needs CAP_BPF, CAP_NET_ADMIN and CAP_SYS_ADMIN)
     Ebpf,
     /// Relays in this process: any operating system, no privilege; backends see this node's address
     Userspace,
+}
+
+/// Whose sockets the eBPF programs serve.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[allow(missing_docs, reason = "the words of the option")]
+pub enum SocketLb {
+    All,
+    Host,
 }
 
 /// Flags of `run`.
@@ -119,12 +127,19 @@ pub struct RunArgs {
     /// Send PROXY protocol v2 to endpoints (userspace backend only; every endpoint must expect it)
     #[arg(long)]
     pub proxy_protocol: bool,
-    /// The node's cgroup2 directory; only the eBPF backend, which this version lacks, looks at it
-    #[arg(long, value_name = "DIR", hide = true)]
+    /// The cgroup2 directory that eBPF programs are attached to; default: the root of the mounted hierarchy
+    #[arg(long, value_name = "DIR")]
     pub cgroup: Option<PathBuf>,
-    /// Where maps and links are pinned; only the eBPF backend, which this version lacks, looks at it
-    #[arg(long, value_name = "DIR", hide = true)]
-    pub bpffs: Option<PathBuf>,
+    /// Where eBPF maps and links are pinned, so that they outlive this process
+    #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/portolan")]
+    pub bpffs: PathBuf,
+    /// Elements that an eBPF map may grow to; Services that find no room in the maps are carried by kernel rules
+    #[arg(long, value_name = "N", default_value_t = 4_000_000, value_parser = clap::value_parser!(u32).range(1024..=16_777_216))]
+    pub ebpf_map_size: u32,
+    /// Whose sockets the eBPF programs serve: everyone's, or the node's own only (for meshes that intercept pods' traffic
+    /// by the Service's address); pods are then served by kernel rules
+    #[arg(long, value_name = "WHOSE", default_value = "all")]
+    pub socket_lb: SocketLb,
     /// How much to log, in kube-proxy's numbers: 4 and more means debug, 6 and more trace
     #[arg(long = "v", value_name = "N", hide_short_help = true)]
     pub klog_verbosity: Option<u32>,
@@ -156,6 +171,17 @@ pub struct ExplainArgs {
     /// Destination, such as 10.96.0.10:53/udp; TCP without a protocol
     #[arg(long, value_name = "ADDR:PORT[/PROTO]", value_parser = destination)]
     pub to: (SocketAddr, Protocol),
+    /// Where the daemon pins its eBPF maps, which are looked at as well
+    #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/portolan")]
+    pub bpffs: PathBuf,
+}
+
+/// Flags of `cleanup`.
+#[derive(Args, Debug)]
+pub struct CleanupArgs {
+    /// Where eBPF maps and links are pinned
+    #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/portolan")]
+    pub bpffs: PathBuf,
 }
 
 /// Flags of `status`.

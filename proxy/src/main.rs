@@ -25,7 +25,7 @@ fn main() -> ExitCode {
         Command::Plan(args) => runtime.block_on(plan::run(&args)),
         Command::Explain(args) => runtime.block_on(explain::run(&args)),
         Command::Status(args) => status::run(&args),
-        Command::Cleanup => cleanup::run(),
+        Command::Cleanup(args) => cleanup::run(&args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -5,8 +5,9 @@
 //! namespaces and cgroups are ever killed.
 
 use std::collections::BTreeSet;
+use std::ffi::CString;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -35,7 +36,7 @@ pub fn scratch(id: &str) -> PathBuf {
     std::env::temp_dir().join(format!("portolan-lab-{id}"))
 }
 
-/// Removes everything that belongs to lab `id`: processes, namespaces, cgroups, scratch directory.
+/// Removes everything that belongs to lab `id`: processes, namespaces, cgroups, mounts, scratch directory.
 pub fn remove(id: &str) {
     let names = netns::list(&format!("{id}-"));
     let groups = cgroup::list(id)
@@ -71,8 +72,24 @@ pub fn remove(id: &str) {
     for group in &groups {
         cgroup::remove(group);
     }
-    let _ = fs::remove_dir_all(scratch(id));
+    let scratch = scratch(id);
+    unmount_below(&scratch);
+    let _ = fs::remove_dir_all(scratch);
     LIVE.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
+}
+
+/// Unmounts what a daemon of the lab mounted in its scratch directory: a BPF file system, with all that is pinned in it.
+fn unmount_below(dir: &Path) {
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    let points = mounts.lines().filter_map(|line| line.split(' ').nth(1));
+    for point in points.filter(|point| Path::new(point).starts_with(dir)) {
+        if let Ok(point) = CString::new(point) {
+            // SAFETY: a C string; the mount point lies inside the directory of a lab that nobody uses any more.
+            unsafe {
+                libc::umount2(point.as_ptr(), libc::MNT_DETACH);
+            }
+        }
+    }
 }
 
 /// Removes every lab of this process that was not removed or kept before: the last thing that a `main` does.

@@ -4,7 +4,7 @@
 //! their place with the same objects and the same checks.
 
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, bail};
 use serde_json::{Value, json};
@@ -195,12 +195,9 @@ impl ProxySubject {
                 "--cgroup",
                 node.place.cgroup.clone().context("a node has a cgroup")?.into(),
             );
-            flag(
-                "--bpffs",
-                Path::new("/sys/fs/bpf")
-                    .join(format!("{}-{}", lab.id(), node.name))
-                    .into(),
-            );
+            // The daemon mounts a BPF file system there; it goes with the lab.
+            let pins = lab.scratch().join(format!("bpffs-{}", node.name));
+            flag("--bpffs", pins.into());
         }
         Ok((program, args))
     }

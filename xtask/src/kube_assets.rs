@@ -94,6 +94,13 @@ pub fn run() -> Result<PathBuf> {
 
 /// The folder for exactly these versions.
 fn cache_dir() -> Result<PathBuf> {
+    Ok(cache_base()?
+        .join("kube-assets")
+        .join(format!("k8s-{KUBERNETES}_etcd-{ETCD}_coredns-{COREDNS}")))
+}
+
+/// The project's folder in the user's cache, one for all checkouts of a machine.
+pub fn cache_base() -> Result<PathBuf> {
     let home = || {
         std::env::var_os("HOME")
             .or_else(|| std::env::var_os("USERPROFILE"))
@@ -105,9 +112,7 @@ fn cache_dir() -> Result<PathBuf> {
     let Some(base) = base.or_else(|| home().map(|home| home.join(".cache"))) else {
         bail!("neither XDG_CACHE_HOME nor HOME is set, so there is no place for the cache");
     };
-    Ok(base
-        .join("portolan/kube-assets")
-        .join(format!("k8s-{KUBERNETES}_etcd-{ETCD}_coredns-{COREDNS}")))
+    Ok(base.join("portolan"))
 }
 
 /// Waits for a build of another checkout or process.

@@ -8,6 +8,7 @@ mod command;
 mod cross;
 mod demo;
 mod doctor;
+mod ebpf;
 mod kube_assets;
 mod suite;
 mod tidy;
@@ -32,6 +33,8 @@ enum Command {
     Bench(bench::Args),
     /// Check that this machine has everything the project needs, and install what it lacks
     Doctor(doctor::Args),
+    /// Build the eBPF programs, which the next build of portolan-proxy embeds
+    Ebpf,
     /// Provide etcd, the Kubernetes control plane, kubectl, kube-proxy and CoreDNS for the tests
     KubeAssets,
     /// Run every check and every test: what CI runs
@@ -49,6 +52,7 @@ fn main() -> ExitCode {
         Command::Demo(args) => demo::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Doctor(args) => doctor::run(&args),
+        Command::Ebpf => ebpf::run().map(|_| ()),
         Command::KubeAssets => kube_assets::run().map(|_| ()),
         Command::Test(args) => suite::run(&args),
         Command::Cross(args) => cross::main(&args).and_then(suite::Tally::into_result),

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::command::{cargo, output, run as run_command, seconds};
 use crate::doctor::{self, Purpose, Verbosity};
-use crate::{cross, kube_assets, tidy};
+use crate::{cross, ebpf, kube_assets, tidy};
 
 /// Arguments of `cargo xtask test`.
 #[derive(clap::Args)]
@@ -94,6 +94,12 @@ static STEPS: &[Step] = &[
         what: "licences and advisories, where cargo-deny is installed",
         run: deny,
         advice: "see deny.toml; cargo deny check explains each finding",
+    },
+    Step {
+        name: "ebpf",
+        what: "the eBPF programs, which everything after this embeds",
+        run: || one(ebpf::run()),
+        advice: "cargo xtask doctor names what the compiler or the linker lacks; cargo xtask ebpf tries again",
     },
     Step {
         name: "clippy",

@@ -5,7 +5,6 @@
 //! the new one. It touches no table but its own, runs no `nft` and walks what is programmed only in a complete change.
 
 mod affinity;
-mod claims;
 mod conntrack;
 mod difference;
 mod entries;

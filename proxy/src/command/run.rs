@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::backend::userspace::{UserspaceBackend, UserspaceOptions};
 use crate::backend::{Backend, Disturbance};
-use crate::cli::{BackendChoice, RunArgs};
+use crate::cli::{BackendChoice, CleanupArgs, RunArgs};
 use crate::command::cleanup;
 use crate::config::{self, KubeProxyConfiguration, Settings};
 use crate::desired::Desired;
@@ -48,7 +48,9 @@ pub async fn run(args: &RunArgs, settings: Settings) -> anyhow::Result<()> {
         return write_config(file, &settings.config);
     }
     if args.kube_proxy.cleanup {
-        return cleanup::run();
+        return cleanup::run(&CleanupArgs {
+            bpffs: args.bpffs.clone(),
+        });
     }
     prepare_node(args, &settings);
     if args.kube_proxy.init_only {
@@ -73,6 +75,9 @@ pub async fn run(args: &RunArgs, settings: Settings) -> anyhow::Result<()> {
     portolan_agent::process::register(&mut registry);
     registry.register_collector(Box::new(SourceMetrics(feed.health())));
     let metrics = Arc::new(Metrics::new(&mut registry));
+    if let Some(collector) = backend.collector() {
+        registry.register_collector(collector);
+    }
     let state = Arc::new(State::new(settings.patience));
     let (ask, questions) = mpsc::channel(QUESTIONS);
     let shared = Shared {
@@ -242,13 +247,21 @@ fn choose_backend(
 ) -> anyhow::Result<Box<dyn Backend>> {
     match args.backend(settings) {
         BackendChoice::Userspace => Ok(Box::new(userspace(args))),
-        BackendChoice::Ebpf => anyhow::bail!("--backend ebpf: this version has nft and userspace"),
+        BackendChoice::Ebpf => kernel::ebpf(args, settings, disturbed),
         BackendChoice::Nft => kernel::nft(settings, disturbed),
         BackendChoice::Auto => match kernel::probe() {
-            Ok(()) => {
-                tracing::info!("backend nftables: the kernel took all rules that a probe made");
-                kernel::nft(settings, disturbed)
-            }
+            Ok(()) => match kernel::probe_ebpf(args) {
+                Ok(proof) => {
+                    tracing::info!("backend ebpf: {proof}");
+                    kernel::ebpf(args, settings, disturbed)
+                }
+                Err(cause) => {
+                    tracing::info!(
+                        "backend nftables: the kernel took all rules that a probe made; not ebpf: {cause:#}"
+                    );
+                    kernel::nft(settings, disturbed)
+                }
+            },
             Err(cause) => {
                 tracing::warn!("backend userspace, because the kernel cannot be programmed: {cause:#}");
                 Ok(Box::new(userspace(args)))
@@ -269,8 +282,10 @@ fn userspace(args: &RunArgs) -> UserspaceBackend {
 #[cfg(target_os = "linux")]
 mod kernel {
     use super::*;
+    use crate::backend::ebpf::{self, EbpfBackend, EbpfOptions, Proof};
     use crate::backend::loopback::WithLoopback;
     use crate::backend::nft::{self, NftBackend, NftOptions};
+    use crate::cli::SocketLb;
 
     /// Whether the kernel takes our rules from us.
     pub fn probe() -> anyhow::Result<()> {
@@ -278,6 +293,34 @@ mod kernel {
     }
 
     pub fn nft(settings: &Settings, disturbed: mpsc::Sender<Disturbance>) -> anyhow::Result<Box<dyn Backend>> {
+        Ok(Box::new(rules(settings, disturbed)?))
+    }
+
+    /// Whether the kernel takes our programs, and connections go through them.
+    pub fn probe_ebpf(args: &RunArgs) -> anyhow::Result<Proof> {
+        ebpf::probe(&ebpf_options(args))
+    }
+
+    pub fn ebpf(
+        args: &RunArgs,
+        settings: &Settings,
+        disturbed: mpsc::Sender<Disturbance>,
+    ) -> anyhow::Result<Box<dyn Backend>> {
+        let net = rules(settings, disturbed)?;
+        let backend = EbpfBackend::new(&ebpf_options(args), net).context("backend ebpf")?;
+        Ok(Box::new(backend))
+    }
+
+    fn ebpf_options(args: &RunArgs) -> EbpfOptions {
+        EbpfOptions {
+            cgroup: args.cgroup.clone(),
+            bpffs: args.bpffs.clone(),
+            host_only: args.socket_lb == SocketLb::Host,
+            map_size: args.ebpf_map_size,
+        }
+    }
+
+    fn rules(settings: &Settings, disturbed: mpsc::Sender<Disturbance>) -> anyhow::Result<WithLoopback<NftBackend>> {
         let options = NftOptions {
             masquerade_bit: settings.masquerade_bit,
             ..NftOptions::default()
@@ -285,7 +328,7 @@ mod kernel {
         let backend = NftBackend::new(options, disturbed)
             .context("backend nft: the kernel refused (it needs CAP_NET_ADMIN; try --backend userspace without)")?;
         let relay = UserspaceBackend::new(UserspaceOptions::default(), Handle::current());
-        Ok(Box::new(WithLoopback::new(backend, relay)))
+        Ok(WithLoopback::new(backend, relay))
     }
 }
 
@@ -299,5 +342,13 @@ mod kernel {
 
     pub fn nft(_: &Settings, _: mpsc::Sender<Disturbance>) -> anyhow::Result<Box<dyn Backend>> {
         anyhow::bail!("--backend nft needs Linux; --backend userspace runs here")
+    }
+
+    pub fn probe_ebpf(_: &RunArgs) -> anyhow::Result<String> {
+        anyhow::bail!("eBPF is a part of Linux")
+    }
+
+    pub fn ebpf(_: &RunArgs, _: &Settings, _: mpsc::Sender<Disturbance>) -> anyhow::Result<Box<dyn Backend>> {
+        anyhow::bail!("--backend ebpf needs Linux; --backend userspace runs here")
     }
 }

@@ -37,6 +37,12 @@ pub struct Options {
     /// Uses only the addresses of this family, 4 or 6, when the target is a name.
     #[arg(long)]
     pub family: Option<u8>,
+    /// Sends each datagram with its address instead of connecting the socket. The answer must come from that address.
+    #[arg(long, requires = "udp")]
+    pub unconnected: bool,
+    /// Asks an IPv4 address over an IPv6 socket.
+    #[arg(long)]
+    pub mapped: bool,
     /// Goes on after a failed attempt; otherwise the first failure ends the run.
     #[arg(long)]
     pub keep_going: bool,
@@ -98,7 +104,10 @@ fn attempt(options: &Options) -> Result<Hello, Failure> {
         millis: millis(),
     })?;
     let timeout = Duration::from_millis(options.timeout_ms);
-    let answer = if options.udp {
+    let answer = if options.unconnected {
+        unconnected_socket(target, options)
+            .and_then(|socket| exchange_with(&socket, mapped(target, options), timeout, options.size))
+    } else if options.udp {
         udp_socket(target, options).and_then(|socket| exchange_datagram(&socket, timeout, options.size))
     } else {
         tcp_stream(target, options, timeout).and_then(|stream| exchange_line(&mut BufReader::new(stream), options.size))
@@ -124,10 +133,12 @@ pub(super) fn resolve(target: &str, family: Option<u8>) -> io::Result<SocketAddr
 
 /// A connected stream whose reads and writes end after `timeout`.
 pub(super) fn tcp_stream(target: SocketAddr, options: &Options, timeout: Duration) -> io::Result<TcpStream> {
+    let target = mapped(target, options);
     let socket = Socket::new(Domain::for_address(target), Type::STREAM, Some(Protocol::TCP))?;
     bind(&socket, target, options)?;
     socket.connect_timeout(&target.into(), timeout)?;
     let stream: TcpStream = socket.into();
+    expect_peer(stream.peer_addr()?, target)?;
     stream.set_read_timeout(Some(timeout))?;
     stream.set_write_timeout(Some(timeout))?;
     stream.set_nodelay(true)?;
@@ -136,10 +147,37 @@ pub(super) fn tcp_stream(target: SocketAddr, options: &Options, timeout: Duratio
 
 /// A socket connected to the target, so that errors which come back are reported.
 pub(super) fn udp_socket(target: SocketAddr, options: &Options) -> io::Result<UdpSocket> {
+    let target = mapped(target, options);
+    let socket: UdpSocket = unconnected_socket(target, options)?;
+    socket.connect(target)?;
+    expect_peer(socket.peer_addr()?, target)?;
+    Ok(socket)
+}
+
+fn unconnected_socket(target: SocketAddr, options: &Options) -> io::Result<UdpSocket> {
+    let target = mapped(target, options);
     let socket = Socket::new(Domain::for_address(target), Type::DGRAM, Some(Protocol::UDP))?;
     bind(&socket, target, options)?;
-    socket.connect(&target.into())?;
     Ok(socket.into())
+}
+
+/// The target as the socket is told it.
+fn mapped(target: SocketAddr, options: &Options) -> SocketAddr {
+    match target.ip() {
+        IpAddr::V4(v4) if options.mapped => SocketAddr::new(v4.to_ipv6_mapped().into(), target.port()),
+        _ => target,
+    }
+}
+
+/// Whatever was done to a connection on its way, its owner sees whom it asked for.
+fn expect_peer(peer: SocketAddr, target: SocketAddr) -> io::Result<()> {
+    // Connecting to the unspecified address means the machine itself.
+    if peer == target || target.ip().is_unspecified() {
+        return Ok(());
+    }
+    Err(io::Error::other(format!(
+        "the socket's peer is {peer} instead of {target}"
+    )))
 }
 
 fn bind(socket: &Socket, target: SocketAddr, options: &Options) -> io::Result<()> {
@@ -193,4 +231,14 @@ fn read_answer(line: &[u8], size: usize) -> io::Result<Hello> {
         )));
     }
     serde_json::from_slice(line).map_err(io::Error::other)
+}
+
+/// The same with a socket that is not connected.
+fn exchange_with(socket: &UdpSocket, target: SocketAddr, timeout: Duration, size: usize) -> io::Result<Hello> {
+    socket.set_read_timeout(Some(timeout))?;
+    socket.send_to(&question(size), target)?;
+    let mut buffer = vec![0; super::LARGEST_DATAGRAM];
+    let (length, from) = socket.recv_from(&mut buffer)?;
+    expect_peer(from, target)?;
+    read_answer(buffer.get(..length).unwrap_or_default(), size)
 }

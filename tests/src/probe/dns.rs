@@ -133,6 +133,8 @@ fn plain(options: &QueryOptions) -> connect::Options {
         timeout_ms: options.timeout_ms,
         size: 0,
         source_port: None,
+        unconnected: false,
+        mapped: false,
         source: None,
         family: None,
         keep_going: false,

@@ -55,6 +55,8 @@ pub fn get(options: &Options) -> Result<Response> {
         timeout_ms: options.timeout_ms,
         size: 0,
         source_port: None,
+        unconnected: false,
+        mapped: false,
         source: None,
         family: None,
         keep_going: false,

@@ -12,7 +12,7 @@ use super::{Session, until};
 use crate::addresses::{self, DNS_SERVICE};
 use crate::probe::hold::Exchange;
 use crate::probe::{self, Failure, FailureKind, Hello, Report, dns, http};
-use crate::scenario::check::{Answers, Check, Connect, DnsExpect, Expect, Failing, Spread, Target};
+use crate::scenario::check::{Answers, Check, Connect, DnsExpect, Expect, Failing, SocketKind, Spread, Target};
 
 /// How long an attempt may take that is expected to be answered or refused. A TCP client over IPv6 hears of an ICMP reject
 /// only when it repeats its SYN after a second.
@@ -261,6 +261,11 @@ impl Session {
         if let Some(source) = &connect.source {
             command.args(["--source", &self.address(source)?.to_string()]);
         }
+        command.args(match connect.socket {
+            Some(SocketKind::Unconnected) => Some("--unconnected"),
+            Some(SocketKind::Mapped) => Some("--mapped"),
+            None => None,
+        });
         Ok(())
     }
 

@@ -54,6 +54,17 @@ pub struct Connect {
     pub source: Option<String>,
     /// Sends so many bytes, and wants as many back.
     pub size: usize,
+    /// The kind of socket, when it is not the usual one.
+    pub socket: Option<SocketKind>,
+}
+
+/// A kind of socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SocketKind {
+    /// Datagrams are sent with an address each, and the answer must come from that address.
+    Unconnected,
+    /// An IPv6 socket that asks an IPv4 address.
+    Mapped,
 }
 
 /// What must come of a check.
@@ -272,6 +283,7 @@ impl Connect {
             source_port: None,
             source: None,
             size: 0,
+            socket: None,
         };
         let mut rest = options;
         while let [word, value, tail @ ..] = rest {
@@ -279,7 +291,14 @@ impl Connect {
                 "port" => connect.source_port = Some(value.parse().with_context(|| format!("{value:?} is no port"))?),
                 "from" => connect.source = Some((*value).to_owned()),
                 "size" => connect.size = value.parse().with_context(|| format!("{value:?} is no size"))?,
-                other => bail!("{other:?} is none of `port N`, `from ADDRESS`, `size BYTES`"),
+                "socket" => {
+                    connect.socket = Some(match *value {
+                        "unconnected" => SocketKind::Unconnected,
+                        "mapped" => SocketKind::Mapped,
+                        other => bail!("{other:?} is neither unconnected nor mapped"),
+                    });
+                }
+                other => bail!("{other:?} is none of `port N`, `from ADDRESS`, `size BYTES`, `socket KIND`"),
             }
             rest = tail;
         }

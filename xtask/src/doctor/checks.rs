@@ -10,6 +10,7 @@ use clap::ValueEnum;
 use super::Purpose::{self, ApiServer, Bench, BenchDns, Build, Cross, Demo, Test};
 use crate::command::{RUST, one_line, output, version, which};
 use crate::cross::{self, Target};
+use crate::ebpf;
 
 /// Whether the absence of something is a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,6 +57,7 @@ const EVERY: &[Purpose] = &[Build, Demo, ApiServer, Test, Bench, BenchDns, Cross
 const LAB: &[Purpose] = &[Demo, Test, Bench, BenchDns];
 const REFERENCE: &[Purpose] = &[Test, Bench];
 const CONTROL_PLANE: &[Purpose] = &[ApiServer, Test, Bench, BenchDns];
+const ON_EBPF: &[Purpose] = &[Test, Bench];
 const ON_CROSS: &[Purpose] = &[Test, Cross];
 
 /// The oldest Go that fetches a newer one by itself when a module asks for it.
@@ -188,6 +190,24 @@ pub static ALL: &[Check] = &[
         "a cgroup for each node of the lab",
         cgroup2,
         Remedy::Commands("mkdir -p /sys/fs/cgroup/unified && mount -t cgroup2 none /sys/fs/cgroup/unified"),
+    ),
+    required(
+        "rustc for BPF",
+        ON_EBPF,
+        "compiles the eBPF programs: rustup's nightly with rust-src will do as well",
+        || {
+            ebpf::toolchain()
+                .map(|toolchain| toolchain.rustc.display().to_string())
+                .map_err(one_line)
+        },
+        packages(&["rustc-web", "cargo-web", "libstd-rust-web-dev-bpf"], &[]),
+    ),
+    required(
+        "bpf-linker",
+        ON_EBPF,
+        "links the eBPF programs; it is built once, by `cargo xtask ebpf`",
+        || ebpf::linker_or_llvm().map_err(one_line),
+        packages(&["llvm-22-dev", "libpolly-22-dev", "zlib1g-dev", "libzstd-dev"], &[]),
     ),
     required(
         "curl",

@@ -14,7 +14,12 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("portolan-model", &[]),
     ("portolan-plan", &["portolan-model"]),
     ("portolan-agent", &["portolan-model"]),
-    ("portolan-proxy", &["portolan-model", "portolan-plan", "portolan-agent"]),
+    ("portolan-abi", &[]),
+    ("portolan-ebpf", &["portolan-abi"]),
+    (
+        "portolan-proxy",
+        &["portolan-model", "portolan-plan", "portolan-agent", "portolan-abi"],
+    ),
     ("portolan-dns", &["portolan-model", "portolan-agent"]),
     (
         "portolan-lab",
@@ -30,7 +35,7 @@ const ARROWS: &[(&str, &[&str])] = &[
 ];
 
 /// Crates that decide and never act.
-pub const PURE: &[&str] = &["portolan-model", "portolan-plan"];
+pub const PURE: &[&str] = &["portolan-model", "portolan-plan", "portolan-abi"];
 
 /// First parts of the names of libraries that act: runtimes, clients, sockets, the kernel.
 const ACTING: &[&str] = &[

@@ -7,11 +7,11 @@ use portolan_model::Family;
 use portolan_plan::{Backend, EndpointSet, Frontend, FrontendKind, NodePlan, PortPlan, ServicePlan};
 
 use super::affinity::{Affinity, Member};
-use super::claims::FrontendId;
 use super::netlink::expr::Verdict;
 use super::netlink::object::{Bytes, Data};
 use super::program::{ChainSpec, Program};
 use super::schema::{Map, address_bytes, endpoint_bytes, frontend_key, slot_key};
+use crate::backend::claims::FrontendId;
 
 /// Where an element is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -9,7 +9,6 @@ use portolan_plan::{EndpointSet, FrontendKind, NodePlan, PortPlan, ServicePlan};
 
 use super::NftOptions;
 use super::affinity::Member;
-use super::claims::{Claims, FrontendId, frontends};
 use super::difference::{Difference, sort};
 use super::entries::{Entry, Needs, Place, backends, emit, keep_slots};
 use super::frame::frame;
@@ -20,6 +19,7 @@ use super::packed::Packed;
 use super::program::{ChainSpec, Program};
 use super::rules::Context;
 use super::schema::{Map, frontend_key, parse_endpoint, split_slot};
+use crate::backend::claims::{Claims, FrontendId, frontends};
 
 /// New plans of Services; `None` for one that goes.
 pub(crate) type Plans = Vec<(ServiceName, Option<ServicePlan>)>;
