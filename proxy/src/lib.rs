@@ -14,5 +14,7 @@ pub mod http;
 pub mod limits;
 pub mod memory;
 pub mod metrics;
+#[cfg(target_os = "linux")]
+pub mod sockdiag;
 pub mod state;
 pub mod sync;
