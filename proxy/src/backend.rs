@@ -12,10 +12,11 @@ pub mod loopback;
 pub mod nft;
 pub mod userspace;
 
+use std::io;
 use std::time::Duration;
 
 use portolan_model::ServiceName;
-use portolan_plan::{NodePlan, ServicePlan};
+use portolan_plan::{Explanation, NodePlan, ServicePlan};
 use prometheus_client::collector::Collector;
 
 /// What has to change. Cost follows its size.
@@ -49,6 +50,15 @@ pub struct Report {
     pub flows_took: Duration,
 }
 
+/// What the kernel holds for one connection.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Inspection {
+    /// What is there as it has to be, in the order in which the connection meets it.
+    pub found: Vec<String>,
+    /// What is not.
+    pub differences: Vec<String>,
+}
+
 /// Why an apply failed.
 #[derive(Debug, thiserror::Error)]
 pub enum BackendError {
@@ -59,7 +69,7 @@ pub enum BackendError {
         what: String,
         /// The system's answer.
         #[source]
-        source: std::io::Error,
+        source: io::Error,
     },
     /// Some Services could not be programmed; all the others were.
     #[error("{} Services could not be programmed, first {}: {}", .0.len(), .0[0].0, .0[0].1)]
@@ -94,6 +104,25 @@ pub trait Backend: Send {
     fn collector(&self) -> Option<Box<dyn Collector>> {
         None
     }
+
+    /// What in the kernel is programmed, in a word: two processes that say the same must not do it both at once. `None`
+    /// when everything lives in this process.
+    fn programs(&self) -> Option<String> {
+        None
+    }
+
+    /// Compares what the kernel holds for a connection with what was planned; `None` when there is nothing to compare.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    fn inspect(&mut self, explanation: &Explanation, node: &NodePlan) -> Option<io::Result<Inspection>> {
+        let _ = (explanation, node);
+        None
+    }
+
+    /// Another process programs this node from now on: lets go of whatever only one of them can have. Kernel state stays.
+    /// When it is this one's turn again a complete change comes.
+    fn stand_by(&mut self) {}
 
     /// Stops what lives in this process only. Kernel state stays in place: traffic goes on without us.
     fn stop(&mut self) {}

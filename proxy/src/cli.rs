@@ -174,6 +174,15 @@ pub struct ExplainArgs {
     /// Where the daemon pins its eBPF maps, which are looked at as well
     #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/portolan")]
     pub bpffs: PathBuf,
+    /// Also read what the kernel of this machine holds, and say whether it agrees (nftables backend)
+    #[arg(long, conflicts_with = "daemon")]
+    pub live: bool,
+    /// Ask the running daemon, which compares with its kernel, instead of reading a source
+    #[arg(long, value_name = "ADDR:PORT", num_args = 0..=1, default_missing_value = "127.0.0.1:10249")]
+    pub daemon: Option<SocketAddr>,
+    /// Output format
+    #[arg(long, short, value_name = "FORMAT", default_value = "text")]
+    pub output: Output,
 }
 
 /// Flags of `cleanup`.
@@ -195,7 +204,7 @@ pub struct StatusArgs {
     pub output: Output,
 }
 
-/// Output format of `status`.
+/// Output format of `status` and `explain`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 #[allow(missing_docs, reason = "the words of the option")]
 pub enum Output {
@@ -203,7 +212,8 @@ pub enum Output {
     Json,
 }
 
-fn destination(text: &str) -> Result<(SocketAddr, Protocol), String> {
+/// A destination as `--to` takes it.
+pub(crate) fn destination(text: &str) -> Result<(SocketAddr, Protocol), String> {
     let (address, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
     let protocol = match protocol.to_ascii_lowercase().as_str() {
         "tcp" => Protocol::Tcp,

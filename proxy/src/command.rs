@@ -6,6 +6,10 @@ pub mod plan;
 pub mod run;
 pub mod status;
 
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
+
 use anyhow::Context;
 use portolan_agent::source::{Snapshot, read_once};
 use portolan_model::Node;
@@ -13,6 +17,9 @@ use portolan_plan::{HostAddress, NodePlan, Options, plan_node};
 
 use crate::cli::{PATIENCE, PlanFlags};
 use crate::host;
+
+/// How long the running daemon may take to answer.
+const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What the one-shot commands look at.
 pub(crate) struct Look {
@@ -56,4 +63,22 @@ pub(crate) async fn look(flags: &PlanFlags) -> anyhow::Result<Look> {
         node_plan,
         host,
     })
+}
+
+/// Asks the running daemon.
+pub(crate) fn ask(daemon: SocketAddr, path: &str) -> anyhow::Result<String> {
+    get(daemon, path).with_context(|| format!("no portolan-proxy answers on {daemon} (see its --metrics-bind-address)"))
+}
+
+/// HTTP/1.0, so that the answer ends with the connection.
+fn get(daemon: SocketAddr, path: &str) -> anyhow::Result<String> {
+    let mut stream = TcpStream::connect_timeout(&daemon, TIMEOUT)?;
+    stream.set_read_timeout(Some(TIMEOUT))?;
+    write!(stream, "GET {path} HTTP/1.0\r\nHost: {daemon}\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    let (head, body) = answer.split_once("\r\n\r\n").context("the answer is not HTTP")?;
+    let first = head.lines().next().unwrap_or_default();
+    anyhow::ensure!(first.contains(" 200 "), "it answers {first:?}: {}", body.trim());
+    Ok(body.into())
 }

@@ -1,10 +1,11 @@
 //! Desired: the World and what it asks of this node. Turns events into [`Change`]s; does no I/O.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 use portolan_model::{Delta, Event, Node, Object, ObjectKey, ServiceName, World};
-use portolan_plan::{HealthCheckPlan, HostAddress, NodePlan, Options, plan_node, plan_service};
+use portolan_plan::{Explanation, HealthCheckPlan, HostAddress, NodePlan, Options, Packet, plan_node, plan_service};
 
 use crate::backend::Change;
 
@@ -186,6 +187,13 @@ impl Desired {
         self.health_checks.remove(name);
         self.notes.remove(name);
         self.no_local.remove(name);
+    }
+
+    /// What this node does with a new connection, as last planned.
+    pub fn explain(&self, packet: Packet) -> Explanation {
+        let host: Vec<IpAddr> = self.host.iter().map(|address| address.0).collect();
+        let node = self.node.as_ref();
+        portolan_plan::explain(packet, &self.world, node, &host, &self.node_plan, &self.options)
     }
 
     /// The World.

@@ -5,17 +5,20 @@ use std::time::SystemTime;
 
 use axum::Router;
 use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::http::{StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use jiff::Timestamp;
+use portolan_model::parse::parse_ip;
+use portolan_plan::Packet;
 use serde::Serialize;
 use serde_json::json;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::cli::destination;
 use crate::config::KubeProxyConfiguration;
 use crate::metrics::Metrics;
-use crate::state::{self, Health, Status};
+use crate::state::{self, Health, Question};
 
 /// What the handlers look at.
 #[derive(Clone)]
@@ -24,8 +27,8 @@ pub struct Shared {
     pub state: Arc<state::State>,
     /// Counters of answers.
     pub metrics: Arc<Metrics>,
-    /// Where to ask for the status.
-    pub questions: mpsc::Sender<oneshot::Sender<Status>>,
+    /// Where to ask what only the sync loop knows.
+    pub questions: mpsc::Sender<Question>,
     /// The word of `/proxyMode`.
     pub mode: &'static str,
     /// What `/configz` shows.
@@ -47,6 +50,7 @@ pub fn admin_routes(shared: Shared) -> Router {
         .route("/configz", get(configz))
         .route("/healthz", get(alive))
         .route("/status", get(status))
+        .route("/explain", get(explain))
         .with_state(shared)
 }
 
@@ -162,9 +166,39 @@ async fn configz(State(shared): State<Shared>) -> Response {
     answer(StatusCode::OK, &json!({"kubeproxy.config.k8s.io": *shared.config}))
 }
 
+/// `/explain?from=10.244.1.7&to=10.96.0.10:53/udp`: what `portolan-proxy explain --daemon` asks.
+async fn explain(State(shared): State<Shared>, uri: Uri) -> Response {
+    let packet = match asked(uri.query().unwrap_or_default()) {
+        Ok(packet) => packet,
+        Err(cause) => return (StatusCode::BAD_REQUEST, format!("{cause}\n")).into_response(),
+    };
+    let (asker, told) = oneshot::channel();
+    match (
+        shared.questions.send(Question::Explain(packet, asker)).await,
+        told.await,
+    ) {
+        (Ok(()), Ok(found)) => answer(StatusCode::OK, &serde_json::to_value(found).unwrap_or_default()),
+        _ => (StatusCode::SERVICE_UNAVAILABLE, "shutting down\n").into_response(),
+    }
+}
+
+fn asked(query: &str) -> Result<Packet, String> {
+    let field = |name: &str| {
+        let mut fields = query.split('&').filter_map(|field| field.split_once('='));
+        let value = fields.find(|(found, _)| *found == name).map(|(_, value)| value);
+        value.ok_or_else(|| format!("{name:?} is missing: /explain?from=ADDR&to=ADDR:PORT/PROTO"))
+    };
+    let (to, protocol) = destination(field("to")?)?;
+    let from = parse_ip(field("from")?)?;
+    if from.is_ipv4() != to.is_ipv4() {
+        return Err(format!("{from} and {to} are of different families"));
+    }
+    Ok(Packet { from, to, protocol })
+}
+
 async fn status(State(shared): State<Shared>) -> Response {
     let (asker, told) = oneshot::channel();
-    match (shared.questions.send(asker).await, told.await) {
+    match (shared.questions.send(Question::Status(asker)).await, told.await) {
         (Ok(()), Ok(status)) => answer(StatusCode::OK, &serde_json::to_value(status).unwrap_or_default()),
         _ => (StatusCode::SERVICE_UNAVAILABLE, "shutting down\n").into_response(),
     }

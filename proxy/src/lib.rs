@@ -8,12 +8,16 @@ pub mod cli;
 pub mod command;
 pub mod config;
 pub mod desired;
+pub mod explain;
 pub mod health;
 pub mod host;
 pub mod http;
+pub mod lease;
 pub mod limits;
 pub mod memory;
 pub mod metrics;
+#[cfg(target_os = "linux")]
+pub mod rivals;
 #[cfg(target_os = "linux")]
 pub mod sockdiag;
 pub mod state;

@@ -6,7 +6,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use portolan_plan::Packet;
 use serde::{Deserialize, Serialize};
+use tokio::sync::oneshot;
+
+use crate::explain::Answer;
 
 /// What `portolan-proxy status` prints and `/status` answers.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq, Eq)]
@@ -37,6 +41,15 @@ pub struct Status {
     pub faults: Vec<String>,
     /// Connection to each kind of object in the source.
     pub source: BTreeMap<String, String>,
+}
+
+/// What HTTP asks the sync loop, which alone knows.
+#[derive(Debug)]
+pub enum Question {
+    /// How it is doing.
+    Status(oneshot::Sender<Status>),
+    /// What happens to a connection, and whether the kernel agrees.
+    Explain(Packet, oneshot::Sender<Answer>),
 }
 
 /// Shared state.

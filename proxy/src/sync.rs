@@ -4,7 +4,7 @@
 //! is never delayed by a timer. Nothing is programmed before the source is complete: rules that an earlier process left
 //! stay as they are until then.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -13,17 +13,19 @@ use portolan_agent::source::{Batch, Feed};
 use portolan_agent::version::VERSION;
 use portolan_model::Node;
 use portolan_plan::HostAddress;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::backend::{Backend, BackendError, Change, Disturbance, Report};
+use crate::backend::{Backend, BackendError, Change, Disturbance, Inspection, Report};
 use crate::desired::{Desired, Occasion};
+use crate::explain::Answer;
 use crate::health::HealthChecks;
 use crate::host;
+use crate::lease::{Lease, Turn, Turns};
 use crate::memory;
 use crate::metrics::Metrics;
-use crate::state::{State, Status};
+use crate::state::{Question, State, Status};
 
 /// First wait after a failure; it doubles up to [`LONGEST_RETRY`].
 const FIRST_RETRY: Duration = Duration::from_millis(100);
@@ -49,14 +51,20 @@ pub struct Sync {
     pub health_checks: HealthChecks,
     /// What health endpoints say.
     pub state: Arc<State>,
-    /// Questions for the status: it is put together when somebody asks.
-    pub questions: mpsc::Receiver<oneshot::Sender<Status>>,
+    /// Questions: answers are put together when somebody asks.
+    pub questions: mpsc::Receiver<Question>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
     /// A Node made from the machine may stand for a missing object.
     pub stand_in: bool,
     /// Where the cluster is told what goes wrong.
     pub events: Recorder,
+    /// What was found at start that a user should know.
+    pub findings: Vec<String>,
+    /// Taken before anything is programmed.
+    pub lease: Lease,
+    /// When another process programs this node, and when no more.
+    pub turns: Turns,
 }
 
 /// What the loop has to remember between rounds.
@@ -69,6 +77,8 @@ struct Progress {
     faults: VecDeque<String>,
     last_sync: Option<u64>,
     last_error: Option<String>,
+    /// Another process programs this node: who, for `status`.
+    standing_by: Option<String>,
 }
 
 // === impl Sync ===
@@ -84,6 +94,7 @@ impl Sync {
             faults: VecDeque::new(),
             last_sync: None,
             last_error: None,
+            standing_by: None,
         };
         let mut look_at_host = tokio::time::interval(HOST_INTERVAL);
         loop {
@@ -95,19 +106,22 @@ impl Sync {
                     Some(batch) => self.take_in(batch, &mut progress),
                     None => break,
                 },
+                Some(turn) = self.turns.recv() => self.take_turn(turn, &mut progress).await,
                 Some(disturbance) = self.disturbances.recv() => self.disturbed(disturbance, &mut progress).await,
                 () = tokio::time::sleep_until(retry.unwrap_or_else(Instant::now)), if retry.is_some() => {
                     progress.retry_at = None;
                 }
-                Some(asker) = self.questions.recv() => {
-                    // An asker who did not wait for the answer is no loss.
-                    let _ = asker.send(self.status(&progress));
+                Some(question) = self.questions.recv() => {
+                    self.answer(question, &progress);
                     continue;
                 }
                 _ = look_at_host.tick() => self.look_at_host(),
             }
             let waiting = progress.complete || self.desired.is_dirty();
-            if progress.synced && waiting && progress.retry_at.is_none() {
+            let our_turn = progress.standing_by.is_none() && progress.retry_at.is_none();
+            if progress.synced && waiting && our_turn {
+                // A process that is not ready yet takes nothing from one that is.
+                self.lease.take().await;
                 self.round(&mut progress).await;
             }
         }
@@ -122,11 +136,36 @@ impl Sync {
             progress.faults.push_back(problem.to_string());
         }
         let arrived = self.desired.take_in(batch.events);
-        if self.desired.is_dirty() {
+        if self.desired.is_dirty() && progress.standing_by.is_none() {
             self.state.queued();
         }
         self.metrics.queued(&self.desired, arrived, batch.problems.len());
         progress.synced = batch.synced;
+    }
+
+    async fn take_turn(&mut self, turn: Turn, progress: &mut Progress) {
+        match turn {
+            Turn::StandBy(pid, done) => {
+                let who = pid.map_or_else(
+                    || "a newer portolan-proxy".into(),
+                    |pid| format!("portolan-proxy {pid}"),
+                );
+                tracing::info!("{who} programs this node from now on; standing by");
+                progress.standing_by = Some(who);
+                progress.retry_at = None;
+                let backend = &mut self.backend;
+                tokio::task::block_in_place(|| backend.stand_by());
+                // It needs the ports.
+                self.health_checks.apply(&BTreeMap::new(), &[]).await;
+                self.state.programmed(self.node_eligible());
+                // When it has ended meanwhile, this process is told to go on.
+                let _ = done.send(());
+            }
+            Turn::GoOn => {
+                progress.standing_by = None;
+                progress.complete = true;
+            }
+        }
     }
 
     async fn disturbed(&mut self, disturbance: Disturbance, progress: &mut Progress) {
@@ -245,6 +284,25 @@ impl Sync {
             .is_some_and(|node| !node.deleting && !node.to_be_deleted_by_autoscaler)
     }
 
+    /// An asker who did not wait for the answer is no loss.
+    fn answer(&mut self, question: Question, progress: &Progress) {
+        match question {
+            Question::Status(asker) => drop(asker.send(self.status(progress))),
+            Question::Explain(packet, asker) => {
+                let explanation = self.desired.explain(packet);
+                let (backend, node) = (&mut self.backend, self.desired.node_plan());
+                let kernel = tokio::task::block_in_place(|| backend.inspect(&explanation, node));
+                let kernel = kernel.map(|outcome| {
+                    outcome.unwrap_or_else(|error| Inspection {
+                        differences: vec![format!("the kernel cannot be asked: {error}")],
+                        ..Inspection::default()
+                    })
+                });
+                drop(asker.send(Answer::new(&explanation, kernel)));
+            }
+        }
+    }
+
     fn status(&self, progress: &Progress) -> Status {
         let (services, endpoint_slices) = self.desired.world().counts();
         let source = self.feed.health().kinds();
@@ -256,6 +314,10 @@ impl Sync {
             };
             ((*kind).to_string(), text)
         });
+        let standing_by = progress.standing_by.iter().map(|who| {
+            let line = format!("{who} programs this node");
+            ("standing by".to_owned(), line)
+        });
         Status {
             version: VERSION.into(),
             node: self.desired.options().node_name.clone(),
@@ -266,8 +328,8 @@ impl Sync {
             services,
             endpoint_slices,
             node_port_addresses: self.desired.node_plan().node_port_addresses.clone(),
-            programmed: self.backend.status(),
-            notes: self.desired.notes(),
+            programmed: standing_by.chain(self.backend.status()).collect(),
+            notes: self.findings.iter().cloned().chain(self.desired.notes()).collect(),
             faults: progress.faults.iter().cloned().collect(),
             source: source.collect(),
         }

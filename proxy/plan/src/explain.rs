@@ -5,7 +5,7 @@
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
-use portolan_model::{Family, Node, Protocol, ServiceName, ServiceView, World};
+use portolan_model::{Family, Node, Protocol, Service, ServiceName, ServiceView, World};
 
 use crate::{
     Backend, EndpointSet, Frontend, Membership, NodePlan, Options, Pods, PortPlan, ServicePlan, Verdict, categorize,
@@ -25,9 +25,10 @@ pub struct Packet {
 
 /// What a source is to the node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs, reason = "the fields of Routes have the words")]
+#[allow(missing_docs, reason = "the fields of Routes and NodePlan have the words")]
 pub enum SourceKind {
     Pod,
+    PodElsewhere,
     Node,
     Outside,
 }
@@ -41,6 +42,8 @@ pub struct Explanation {
     pub source: SourceKind,
     /// The frontend that takes the connection; `None` when no Service has that address and port.
     pub frontend: Option<(ServiceName, Box<str>, Frontend)>,
+    /// The whole plan of that frontend's Service.
+    pub plan: Option<ServicePlan>,
     /// What happens.
     pub outcome: Outcome,
     /// Every endpoint of the port, in or out of the set that counts, and why.
@@ -82,13 +85,14 @@ pub fn explain(
         packet,
         source,
         frontend: None,
+        plan: None,
         outcome: Outcome::NotOurs,
         endpoints: Vec::new(),
         affinity_seconds: None,
         notes: node_plan.notes.clone(),
     };
     let node_name = node.map_or(&*options.node_name, |node| &*node.name);
-    for view in world.services() {
+    for view in world.services().filter(|view| may_concern(view.service, packet)) {
         let plan = plan_service(view, node, node_plan, options);
         if let Some((port, frontend)) = find(&plan, packet, node_plan) {
             explanation.outcome = outcome(port, frontend, source, packet.from);
@@ -100,7 +104,8 @@ pub fn explain(
             explanation.endpoints = endpoints(view, port, set, node_name, node);
             explanation.affinity_seconds = port.affinity_seconds;
             explanation.frontend = Some((plan.service.clone(), port.name.clone(), frontend.clone()));
-            explanation.notes.extend(plan.notes);
+            explanation.notes.extend(plan.notes.iter().cloned());
+            explanation.plan = Some(plan);
             return explanation;
         }
         if plan
@@ -120,6 +125,18 @@ pub fn explain(
         explanation.outcome = Outcome::Unallocated;
     }
     explanation
+}
+
+/// A plan costs more than a look at the addresses: a large cluster's explanations must not stop the daemon that gives them.
+fn may_concern(service: &Service, packet: Packet) -> bool {
+    let to = packet.to.ip();
+    service.cluster_ips.contains(&to)
+        || service.external_ips.contains(&to)
+        || service.load_balancer.iter().any(|ingress| ingress.ip == to)
+        || service
+            .ports
+            .iter()
+            .any(|port| port.node_port == Some(packet.to.port()))
 }
 
 fn is_cluster_ip(frontend: &Frontend, address: IpAddr) -> bool {
@@ -155,7 +172,10 @@ fn source_kind(from: IpAddr, node: Option<&Node>, host: &[IpAddr], node_plan: &N
         Pods::Unknown => &[],
     };
     if ranges.iter().any(|cidr| cidr.contains(&from)) {
-        SourceKind::Pod
+        match node_plan.is_pod_elsewhere(from) {
+            true => SourceKind::PodElsewhere,
+            false => SourceKind::Pod,
+        }
     } else {
         SourceKind::Outside
     }
@@ -167,11 +187,7 @@ fn outcome(port: &PortPlan, frontend: &Frontend, source: SourceKind, from: IpAdd
     {
         return Outcome::OutsideSourceRanges;
     }
-    let verdict = match source {
-        SourceKind::Pod => frontend.routes.pod,
-        SourceKind::Node => frontend.routes.node,
-        SourceKind::Outside => frontend.routes.outside,
-    };
+    let verdict = frontend.verdict(source);
     let backends = match verdict {
         Verdict::Forward {
             set: EndpointSet::Cluster,
@@ -217,6 +233,7 @@ impl fmt::Display for SourceKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Pod => "a pod",
+            Self::PodElsewhere => "a pod of another node",
             Self::Node => "the node itself",
             Self::Outside => "outside",
         })

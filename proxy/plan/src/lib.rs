@@ -122,9 +122,10 @@ pub struct Frontend {
 /// A verdict for each kind of source. See [`NodePlan`] for who is who.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Routes {
-    /// A pod, as [`NodePlan::pods`] tells. Where pods cannot be told apart, no source is one.
+    /// A pod, as [`NodePlan::pods`] tells. Where pods cannot be told apart, no source is one. At a node port only a pod of
+    /// this node.
     pub pod: Verdict,
-    /// The node itself: the source address is one of the node's own.
+    /// The node itself: the source address is one of the node's own. At a node port also a pod of another node.
     pub node: Verdict,
     /// Anyone else.
     pub outside: Verdict,
@@ -137,6 +138,22 @@ impl Routes {
             pod: verdict,
             node: verdict,
             outside: verdict,
+        }
+    }
+}
+
+impl Frontend {
+    /// The verdict for a source.
+    ///
+    /// A pod that asks a node port of *another* node is short-circuited like the node itself: masqueraded, because the
+    /// answer of an endpoint elsewhere would else reach the pod without coming back through the node that translated
+    /// (kube-proxy lets such a connection hang).
+    pub fn verdict(&self, source: SourceKind) -> Verdict {
+        match source {
+            SourceKind::PodElsewhere if self.kind == FrontendKind::NodePort => self.routes.node,
+            SourceKind::Pod | SourceKind::PodElsewhere => self.routes.pod,
+            SourceKind::Node => self.routes.node,
+            SourceKind::Outside => self.routes.outside,
         }
     }
 }
@@ -172,12 +189,25 @@ pub struct HealthCheckPlan {
 pub struct NodePlan {
     /// Which packets come from pods.
     pub pods: Pods,
+    /// Ranges of this node's own pods, where they can be told from those of other nodes: [`Frontend::verdict`] says what
+    /// for. A family without a range: every pod counts as one of this node. Sorted.
+    pub own_pods: Vec<IpNet>,
     /// Addresses that node ports are served on, sorted. Loopback addresses are in it when they are to be served.
     pub node_port_addresses: Vec<IpAddr>,
     /// Ranges of cluster IPs, sorted: an address in them that no Service has is dropped. Empty when unknown.
     pub service_cidrs: Vec<IpNet>,
     /// What a user should know. Sorted.
     pub notes: Vec<String>,
+}
+
+impl NodePlan {
+    /// Whether a pod's address is one of another node's.
+    pub fn is_pod_elsewhere(&self, pod: IpAddr) -> bool {
+        let family = Family::of(&pod);
+        let mut own = self.own_pods.iter().filter(|range| Family::of(&range.addr()) == family);
+        let known = own.clone().next().is_some();
+        known && !own.any(|range| range.contains(&pod))
+    }
 }
 
 /// How a packet from a pod is recognised (`detectLocalMode` of kube-proxy).

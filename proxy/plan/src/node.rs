@@ -73,6 +73,7 @@ pub struct HostAddress(pub IpAddr);
 pub fn plan_node(node: Option<&Node>, host: &[HostAddress], service_cidrs: &[IpNet], options: &Options) -> NodePlan {
     let mut notes = Vec::new();
     let pods = pods(node, &options.pod_detection, &mut notes);
+    let own_pods = own_pods(node, &pods);
     let mut addresses = match &options.node_port_addresses {
         NodePortAddresses::Primary => primary(node, options.node_ip),
         NodePortAddresses::Cidrs(cidrs) => in_cidrs(host, cidrs, &mut notes),
@@ -86,10 +87,25 @@ pub fn plan_node(node: Option<&Node>, host: &[HostAddress], service_cidrs: &[IpN
     notes.sort_unstable();
     NodePlan {
         pods,
+        own_pods,
         node_port_addresses: addresses,
         service_cidrs,
         notes,
     }
+}
+
+/// The Node's own ranges, as far as they are among the pods' ranges: ranges that contradict each other tell nothing.
+fn own_pods(node: Option<&Node>, pods: &Pods) -> Vec<IpNet> {
+    let Pods::Cidrs(all) = pods else {
+        return Vec::new();
+    };
+    let own = node.map(|node| &*node.pod_cidrs).unwrap_or_default().iter();
+    let mut own: Vec<IpNet> = own
+        .copied()
+        .filter(|own| all.iter().any(|range| range.contains(own)))
+        .collect();
+    own.sort_unstable();
+    own
 }
 
 fn primary(node: Option<&Node>, chosen: Option<IpAddr>) -> Vec<IpAddr> {

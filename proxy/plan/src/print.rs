@@ -123,6 +123,9 @@ impl fmt::Display for NodePlan {
             Pods::Interface(name) => writeln!(f, "  pods: behind interface {name}")?,
             Pods::InterfacePrefix(prefix) => writeln!(f, "  pods: behind interfaces {prefix}*")?,
         }
+        if !self.own_pods.is_empty() {
+            writeln!(f, "  pods of this node: {}", list(&self.own_pods))?;
+        }
         writeln!(f, "  node port addresses: {}", list(&self.node_port_addresses))?;
         writeln!(f, "  service ranges: {}", list(&self.service_cidrs))?;
         self.notes.iter().try_for_each(|note| writeln!(f, "  note: {note}"))

@@ -426,6 +426,64 @@ fn node_plans() {
 }
 
 #[test]
+fn a_pod_of_another_node_is_masqueraded_at_a_node_port() {
+    let world = world(&local(), "1.2@here 2.2@there");
+    let node = node();
+    let check = |options: &Options, from: &str, to: &str, expected: &str| {
+        let node_plan = plan_node(Some(&node), &[], &[], options);
+        let packet = Packet {
+            from: from.parse().expect("an address"),
+            to: to.parse().expect("a socket address"),
+            protocol: Protocol::Tcp,
+        };
+        let explanation = explain(packet, &world, Some(&node), &[], &node_plan, options);
+        let found = match explanation.outcome {
+            Outcome::Verdict(verdict, _) => format!("{}: {verdict}", explanation.source),
+            other => format!("{other:?}"),
+        };
+        assert_eq!(found, expected, "{from} {to}");
+    };
+    let options = options();
+    check(&options, "10.244.1.9", "172.18.0.1:30080", "a pod: forward to cluster");
+    check(
+        &options,
+        "10.244.2.9",
+        "172.18.0.1:30080",
+        "a pod of another node: forward to cluster masqueraded",
+    );
+    // Its own node has translated what goes to other addresses.
+    check(
+        &options,
+        "10.244.2.9",
+        "203.0.113.1:80",
+        "a pod of another node: forward to cluster",
+    );
+    check(
+        &options,
+        "198.51.100.7",
+        "172.18.0.1:30080",
+        "outside: forward to local",
+    );
+    // Where only this node's pods are known, one of another node comes from outside.
+    let node_cidr = Options {
+        pod_detection: PodDetection::NodeCidr,
+        ..options
+    };
+    check(
+        &node_cidr,
+        "10.244.2.9",
+        "172.18.0.1:30080",
+        "outside: forward to local",
+    );
+    check(
+        &node_cidr,
+        "10.244.1.9",
+        "172.18.0.1:30080",
+        "a pod: forward to cluster",
+    );
+}
+
+#[test]
 fn explanations() {
     let told = |spec: Value, endpoints: &str, from: &str, to: &str| {
         let world = world(&spec, endpoints);

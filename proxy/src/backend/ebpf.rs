@@ -31,6 +31,7 @@ use std::time::Instant;
 
 use anyhow::Context;
 use portolan_model::ServiceName;
+use portolan_plan::{Explanation, NodePlan};
 use prometheus_client::collector::Collector;
 use tracing::{info, warn};
 
@@ -42,7 +43,7 @@ use self::load::{Globals, Loaded, Sizes};
 use self::mirror::Mirror;
 use self::pins::Pins;
 use self::sight::Sight;
-use super::{Backend, BackendError, Change, Report};
+use super::{Backend, BackendError, Change, Inspection, Report};
 
 /// Where maps and links are pinned when nobody says otherwise.
 pub const DEFAULT_BPFFS: &str = "/sys/fs/bpf/portolan";
@@ -390,6 +391,21 @@ impl<N: Backend> Backend for EbpfBackend<N> {
 
     fn collector(&self) -> Option<Box<dyn Collector>> {
         Some(Box::new(self.sight.clone()))
+    }
+
+    fn programs(&self) -> Option<String> {
+        self.net.programs()
+    }
+
+    fn inspect(&mut self, explanation: &Explanation, node: &NodePlan) -> Option<io::Result<Inspection>> {
+        self.net.inspect(explanation, node)
+    }
+
+    /// The newer process takes over the maps or replaces them: what is pinned then is adopted when it is our turn again.
+    fn stand_by(&mut self) {
+        self.known = false;
+        self.loaded = None;
+        self.net.stand_by();
     }
 
     fn stop(&mut self) {

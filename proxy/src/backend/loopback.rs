@@ -4,12 +4,13 @@
 //! the machine unless `route_localnet` opens a hole for everybody (CVE-2020-8558), and there is no such switch for ::1.
 //! So the userspace relay carries just these frontends, from the same plans.
 
+use std::io;
 use std::net::IpAddr;
 
-use portolan_plan::{FrontendKind, NodePlan, PortPlan, ServicePlan};
+use portolan_plan::{Explanation, FrontendKind, NodePlan, PortPlan, ServicePlan};
 
 use super::userspace::UserspaceBackend;
-use super::{Backend, BackendError, Change, Report};
+use super::{Backend, BackendError, Change, Inspection, Report};
 
 /// A kernel backend, and a relay for what it cannot carry.
 pub struct WithLoopback<K> {
@@ -51,6 +52,27 @@ impl<K: Backend> Backend for WithLoopback<K> {
                 .map(|(key, value)| (format!("loopback {key}"), value)),
         );
         lines
+    }
+
+    fn programs(&self) -> Option<String> {
+        self.kernel.programs()
+    }
+
+    fn inspect(&mut self, explanation: &Explanation, node: &NodePlan) -> Option<io::Result<Inspection>> {
+        self.kernel.inspect(explanation, node)
+    }
+
+    /// The newer process's relay needs the ports.
+    fn stand_by(&mut self) {
+        self.kernel.stand_by();
+        let nothing = Change {
+            node: Some(NodePlan::default()),
+            complete: true,
+            ..Change::default()
+        };
+        if let Err(error) = self.relay.apply(&nothing) {
+            tracing::warn!(%error, "node ports on loopback addresses are not free for the newer portolan-proxy");
+        }
     }
 
     fn stop(&mut self) {

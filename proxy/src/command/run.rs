@@ -23,6 +23,7 @@ use crate::desired::Desired;
 use crate::health::HealthChecks;
 use crate::host;
 use crate::http::{self, Shared};
+use crate::lease::Lease;
 use crate::limits::{self, Kernel};
 use crate::metrics::{Metrics, SourceMetrics};
 use crate::state::State;
@@ -111,6 +112,9 @@ pub async fn run(args: &RunArgs, settings: Settings) -> anyhow::Result<()> {
     // With manifests, the machine is its own Node where no file says otherwise.
     let stand_in = args.plan.source.manifests.is_some();
     let node = stand_in.then(|| host::node_from_machine(&options.node_name, &host));
+    let findings = kernel::rivals();
+    findings.iter().for_each(|rival| tracing::warn!("{rival}"));
+    let (lease, turns) = Lease::new(backend.programs());
     let sync = Sync {
         feed,
         desired: Desired::new(options, host, node),
@@ -122,6 +126,9 @@ pub async fn run(args: &RunArgs, settings: Settings) -> anyhow::Result<()> {
         metrics,
         stand_in,
         events,
+        findings,
+        lease,
+        turns,
     };
     let ended = stop.clone();
     let failure = async {
@@ -292,6 +299,11 @@ mod kernel {
         nft::probe(&NftOptions::default()).context("nftables over netlink (this needs CAP_NET_ADMIN and nf_tables)")
     }
 
+    /// Who else translates Services here.
+    pub fn rivals() -> Vec<String> {
+        crate::rivals::find().iter().map(ToString::to_string).collect()
+    }
+
     pub fn nft(settings: &Settings, disturbed: mpsc::Sender<Disturbance>) -> anyhow::Result<Box<dyn Backend>> {
         Ok(Box::new(rules(settings, disturbed)?))
     }
@@ -338,6 +350,10 @@ mod kernel {
 
     pub fn probe() -> anyhow::Result<()> {
         anyhow::bail!("nftables is a part of Linux")
+    }
+
+    pub fn rivals() -> Vec<String> {
+        Vec::new()
     }
 
     pub fn nft(_: &Settings, _: mpsc::Sender<Disturbance>) -> anyhow::Result<Box<dyn Backend>> {

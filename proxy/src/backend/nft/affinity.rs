@@ -6,6 +6,7 @@
 //! serves no more is forgotten by [`stale`] right after the endpoint has gone.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 
 use portolan_model::{Family, ServiceName};
 use portolan_plan::{EndpointSet, PortPlan};
@@ -16,7 +17,7 @@ use super::netlink::constants::*;
 use super::netlink::expr::{Dreg, Expr, Verdict};
 use super::netlink::object::{Bytes, Data, Element, Rule};
 use super::rules::{Context, DATA, bitwise, destination_offset, lookup, rule, source, words};
-use super::schema::Map;
+use super::schema::{Map, address_bytes};
 
 /// The affinity of a port: shared by all its frontends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -59,19 +60,26 @@ impl Affinity {
         }
     }
 
+    /// The client's key.
+    pub(crate) fn key(&self, client: IpAddr, set: EndpointSet) -> Bytes {
+        address_bytes(client).then(&self.set(set).to_ne_bytes())
+    }
+
     /// Loads the client's key into registers from 0 on.
     fn load(&self, context: Context<'_>, set: EndpointSet) -> Vec<Expr> {
         let next = words(context.family);
         let [a, b, c, d, e, f, g, h] = self.set(set).to_ne_bytes();
-        let constant = |value: [u8; 4], dreg| Expr::Constant {
-            value: value.to_vec(),
-            dreg,
+        // nft 1.0.6 names a constant in a key `[invalid type]`; what was made of a mark it prints as a mark.
+        let constant = |value: [u8; 4], dreg| {
+            let key = NFT_META_MARK;
+            let (mask, xor) = (vec![0; 4], value.to_vec());
+            let sreg = dreg;
+            [Expr::Meta { key, dreg }, Expr::Bitwise { sreg, dreg, mask, xor }]
         };
-        vec![
-            source(context.family, 0),
-            constant([a, b, c, d], next),
-            constant([e, f, g, h], next + 1),
-        ]
+        let mut expressions = vec![source(context.family, 0)];
+        expressions.extend(constant([a, b, c, d], next));
+        expressions.extend(constant([e, f, g, h], next + 1));
+        expressions
     }
 
     /// Finds the endpoint that the client stays with.

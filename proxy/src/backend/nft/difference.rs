@@ -84,6 +84,13 @@ impl Difference {
     /// The messages that close the difference, in an order that the kernel takes: nothing is referred to before it is
     /// there or after it is gone.
     pub(crate) fn batch(&self, table_name: &str) -> Batch {
+        let mut batch = self.batch_but_chains(table_name);
+        self.delete_chains(&mut batch, table_name);
+        batch
+    }
+
+    /// The same without the chains that are to be deleted.
+    pub(crate) fn batch_but_chains(&self, table_name: &str) -> Batch {
         let mut batch = Batch::new();
         let table = |family| Table {
             family: family_number(family),
@@ -119,12 +126,26 @@ impl Difference {
             let element = (&place.key, &entry.data);
             table(place.family).add_element(&mut batch, place.map.name(), element, &entry.comment, entry.owner);
         }
-        for (family, chain) in &self.delete_chains {
-            table(*family).flush_chain(&mut batch, chain);
-        }
-        for (family, chain) in &self.delete_chains {
-            table(*family).delete_chain(&mut batch, chain);
-        }
         batch
+    }
+
+    /// The rest, to be carried out later.
+    pub(crate) fn batch_of_chains(&self, table_name: &str) -> Batch {
+        let mut batch = Batch::new();
+        self.delete_chains(&mut batch, table_name);
+        batch
+    }
+
+    fn delete_chains(&self, batch: &mut Batch, table_name: &str) {
+        let table = |family| Table {
+            family: family_number(family),
+            name: table_name,
+        };
+        for (family, chain) in &self.delete_chains {
+            table(*family).flush_chain(batch, chain);
+        }
+        for (family, chain) in &self.delete_chains {
+            table(*family).delete_chain(batch, chain);
+        }
     }
 }

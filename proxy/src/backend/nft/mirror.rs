@@ -42,6 +42,8 @@ pub(crate) struct Replacement {
 #[derive(Debug, Default)]
 pub(crate) struct Mirror {
     node: NodePlan,
+    /// Families that there are tables of.
+    families: Vec<Family>,
     /// Endpoints stand in the order of their slots.
     plans: BTreeMap<ServiceName, Packed>,
     claims: Claims,
@@ -166,7 +168,7 @@ impl Mirror {
 
     /// Replaces the rules of chains that the node's plan bears on.
     fn rewrite(&self, difference: &mut Difference, old: &NodePlan, options: &NftOptions) {
-        for family in Family::ALL {
+        for family in self.families.iter().copied() {
             let context = |node| Context { family, node, options };
             let (old, new) = (context(old), context(&self.node));
             let specs = self.chains.iter().filter(|((f, _), _)| *f == family);
@@ -249,6 +251,7 @@ impl Mirror {
     ) -> (Self, Difference) {
         let mut mirror = Self {
             node,
+            families: observed.iter().map(|(family, _)| *family).collect(),
             ..Self::default()
         };
         for plan in plans.clone() {

@@ -184,3 +184,39 @@ fn report(disturbances: &Sender<Disturbance>, reason: String) {
     debug!(reason, "disturbance");
     drop(disturbances.try_send(Disturbance { reason }));
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fmt::Write as _;
+
+    use super::*;
+    use crate::backend::nft::tests::namespace::{in_namespace, run};
+
+    #[test]
+    fn news_that_were_lost_are_a_disturbance() {
+        in_namespace(|| {
+            let socket = Socket::open().unwrap();
+            socket.join(NFNLGRP_NFTABLES).unwrap();
+            let (disturbances, _) = tokio::sync::mpsc::channel(1);
+            let mut listener = Listener {
+                socket,
+                table: "portolan".into(),
+                own: 0,
+                disturbances,
+                stopped: Arc::default(),
+            };
+            // Somebody else's, and more of it than the socket holds: ours may have been among it.
+            let mut text = String::from("table ip other {\nset s { type ipv4_addr;\nelements = {\n");
+            for n in 0..120_000u32 {
+                writeln!(text, "{},", std::net::Ipv4Addr::from(0x0a00_0000 + n)).unwrap();
+            }
+            text.push_str("}\n}\n}\n");
+            let file = std::env::temp_dir().join(format!("portolan-overrun-{}.nft", std::process::id()));
+            std::fs::write(&file, text).unwrap();
+            run("nft", &["-f", &file.to_string_lossy()]);
+            std::fs::remove_file(&file).unwrap();
+            let reason = listener.next(Some(Duration::from_secs(10)));
+            assert_eq!(reason.as_deref(), Some("more nftables changes than could be heard"));
+        });
+    }
+}

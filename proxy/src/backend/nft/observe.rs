@@ -4,12 +4,14 @@ use std::io;
 
 use portolan_model::Family;
 
+use super::NftOptions;
 use super::entries::{Entry, Place};
 use super::monitor::Monitor;
 use super::netlink::batch::{Batch, BatchError};
 use super::netlink::dump::generation;
 use super::netlink::object::{Chain, Element, Table};
 use super::netlink::socket::Socket;
+use super::probe::probe_family;
 use super::schema::{Map, family_number};
 
 /// One of our tables as it was found.
@@ -30,6 +32,9 @@ pub(crate) trait Kernel: Send {
 
     /// Reads a table; `None` when there is none.
     fn observe(&mut self, family: Family, table: &str) -> io::Result<Option<Observed>>;
+
+    /// Whether the kernel has what the rules of a family need. Tried out, without a trace.
+    fn takes(&mut self, family: Family, options: &NftOptions) -> io::Result<bool>;
 
     /// Reads which endpoint each client stays with.
     fn affinity(&mut self, family: Family, table: &str) -> io::Result<Vec<Element>>;
@@ -101,6 +106,14 @@ impl Kernel for Netlink {
             super::difference::sort(&mut observed.entries);
         }
         Ok(Some(observed))
+    }
+
+    fn takes(&mut self, family: Family, options: &NftOptions) -> io::Result<bool> {
+        match probe_family(&mut self.socket, family, options) {
+            Ok(()) => Ok(true),
+            Err(BatchError::Refused(_)) => Ok(false),
+            Err(BatchError::Io(error)) => Err(error),
+        }
     }
 
     fn affinity(&mut self, family: Family, table: &str) -> io::Result<Vec<Element>> {

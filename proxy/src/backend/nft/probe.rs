@@ -13,6 +13,7 @@ use portolan_plan::{
 use super::NftOptions;
 use super::mirror::Mirror;
 use super::netlink::batch::{Batch, BatchError};
+use super::netlink::listing;
 use super::netlink::object::Table;
 use super::netlink::socket::Socket;
 use super::schema::family_number;
@@ -23,18 +24,36 @@ use super::schema::family_number;
 /// # Errors
 /// Says what the kernel refused.
 pub fn probe(options: &NftOptions) -> io::Result<()> {
+    let mut socket = Socket::open()?;
+    // A kernel without IPv6 can be a node, one without IPv4 has not been seen.
+    probe_family(&mut socket, Family::V4, options).map_err(into_io)
+}
+
+/// The same for one family.
+pub(crate) fn probe_family(socket: &mut Socket, family: Family, options: &NftOptions) -> Result<(), BatchError> {
     let options = NftOptions {
         table: format!("{}-probe", options.table),
         ..options.clone()
     };
-    cleanup(&options)?;
-    let mut socket = Socket::open()?;
-    let nothing = Family::ALL.map(|family| (family, None)).into();
-    let (_, difference) = Mirror::adopt(std::iter::once(&specimen()), specimen_node(), nothing, &options);
-    let loaded = commit(difference.batch(&options.table), &mut socket);
+    remove(socket, &options)?;
+    let mut specimen = specimen();
+    specimen.ports.retain(|port| port.family == family);
+    let mut node = specimen_node();
+    node.node_port_addresses.retain(|address| Family::of(address) == family);
+    let nothing = vec![(family, None)];
+    let (_, difference) = Mirror::adopt(std::iter::once(&specimen), node, nothing, &options);
+    let loaded = difference.batch(&options.table).commit(socket);
     // Also when it was refused: nothing is left then, and this does nothing.
-    cleanup(&options)?;
+    remove(socket, &options)?;
     loaded
+}
+
+/// Every chain of every table on this node, as `FAMILY TABLE CHAIN`: whose they are says who is here.
+///
+/// # Errors
+/// When nf_tables cannot be asked.
+pub(crate) fn all_chains() -> io::Result<Vec<String>> {
+    listing::all_chains(&mut Socket::open()?)
 }
 
 /// Deletes our tables. Nothing else is touched; it is no error when they are not there.
@@ -42,28 +61,31 @@ pub fn probe(options: &NftOptions) -> io::Result<()> {
 /// # Errors
 /// When the kernel refuses.
 pub fn cleanup(options: &NftOptions) -> io::Result<()> {
-    let mut socket = Socket::open()?;
+    remove(&mut Socket::open()?, options).map_err(into_io)
+}
+
+fn remove(socket: &mut Socket, options: &NftOptions) -> Result<(), BatchError> {
     let mut batch = Batch::new();
     for family in Family::ALL {
         let table = Table {
             family: family_number(family),
             name: &options.table,
         };
-        if table.flags(&mut socket)?.is_some() {
+        if table.flags(socket)?.is_some() {
             table.delete(&mut batch);
         }
     }
-    commit(batch, &mut socket)
+    batch.commit(socket)
 }
 
-fn commit(batch: Batch, socket: &mut Socket) -> io::Result<()> {
-    batch.commit(socket).map_err(|error| match error {
+fn into_io(error: BatchError) -> io::Error {
+    match error {
         BatchError::Io(error) => error,
         BatchError::Refused(refusals) => {
             let text: Vec<String> = refusals.iter().map(ToString::to_string).collect();
             io::Error::other(text.join("; "))
         }
-    })
+    }
 }
 
 /// A node plan that needs every kind of rule.
@@ -74,6 +96,7 @@ fn specimen_node() -> NodePlan {
         .collect();
     NodePlan {
         pods: Pods::Cidrs(ranges.clone()),
+        own_pods: ranges.clone(),
         node_port_addresses: ranges.iter().map(IpNet::addr).collect(),
         service_cidrs: ranges,
         notes: Vec::new(),

@@ -15,7 +15,7 @@ use super::netlink::constants::RTN_LOCAL;
 use super::netlink::expr::{Dreg, Expr, Verdict};
 use super::netlink::object::{Chain, Rule};
 use super::rules::{
-    Context, DATA, equals, in_range, load_key, lookup, mark, of_family, pods, reject, rule, source, words,
+    Context, DATA, equals, in_range, load_key, lookup, mark, of_family, own_pods, pods, reject, rule, source, words,
 };
 use super::schema::{Map, family_number};
 
@@ -143,8 +143,22 @@ impl Program {
         let mut any = "any source";
         let same = self.node == self.outside;
         if self.pod != self.outside || !same {
+            // `Frontend::verdict` says why a node port makes a difference between pods.
+            let own = if self.node_port && self.pod != self.node {
+                own_pods(context)
+            } else {
+                Vec::new()
+            };
+            let rest = if own.is_empty() {
+                (self.pod, "pods")
+            } else {
+                (self.node, "pods of other nodes")
+            };
+            for matching in own {
+                write(&matching, self.pod, "pods of this node");
+            }
             for matching in pods(context) {
-                write(&matching, self.pod, "pods");
+                write(&matching, rest.0, rest.1);
                 any = "not pods";
             }
         }

@@ -168,30 +168,61 @@ pub(crate) fn pods(context: Context<'_>) -> Vec<Vec<Expr>> {
     };
     match &context.node.pods {
         Pods::Unknown => Vec::new(),
-        Pods::Cidrs(ranges) => of_family(ranges, context.family)
-            .map(|range| {
-                std::iter::once(source(context.family, 0))
-                    .chain(in_range(range))
-                    .collect()
-            })
-            .collect(),
+        Pods::Cidrs(ranges) => from_ranges(context.family, ranges),
         Pods::Interface(name) => interface(name.as_bytes().to_vec(), true),
         Pods::InterfacePrefix(prefix) => interface(prefix.as_bytes().to_vec(), false),
     }
 }
 
+/// Matches that together hold for pods of this node. Empty: they cannot be told from other pods.
+pub(crate) fn own_pods(context: Context<'_>) -> Vec<Vec<Expr>> {
+    match context.node.pods {
+        Pods::Cidrs(_) => from_ranges(context.family, &context.node.own_pods),
+        Pods::Unknown | Pods::Interface(_) | Pods::InterfacePrefix(_) => Vec::new(),
+    }
+}
+
+fn from_ranges(family: Family, ranges: &[IpNet]) -> Vec<Vec<Expr>> {
+    let of_family = of_family(ranges, family);
+    of_family
+        .map(|range| std::iter::once(source(family, 0)).chain(in_range(range)).collect())
+        .collect()
+}
+
 /// Refuses at once: TCP by a reset, everything else by port unreachable.
-pub(crate) fn reject(family: Family, matching: &[Expr], who: &str) -> [Rule; 2] {
+///
+/// What the node itself sends cannot be refused where it is sent: whoever sends would get EPERM instead of the refusal. A
+/// datagram is therefore led to port 0 of the node, where nobody ever listens: the error that comes back by itself is the
+/// one for the address that was asked.
+pub(crate) fn reject(family: Family, matching: &[Expr], who: &str) -> [Rule; 3] {
+    let protocol = |number: i32| {
+        [
+            Expr::Meta {
+                key: NFT_META_L4PROTO,
+                dreg: 0,
+            },
+            equals(0, vec![u8::try_from(number).unwrap_or(0)]),
+        ]
+    };
     let mut tcp = matching.to_vec();
-    tcp.push(Expr::Meta {
-        key: NFT_META_L4PROTO,
-        dreg: 0,
-    });
-    tcp.push(equals(0, vec![libc::IPPROTO_TCP as u8]));
+    tcp.extend(protocol(libc::IPPROTO_TCP));
     tcp.push(Expr::Reject {
         tcp_reset: true,
         code: 0,
     });
+    let mut own = matching.to_vec();
+    own.extend(protocol(libc::IPPROTO_UDP));
+    // Only what the node sends has come in through no interface.
+    own.push(Expr::Meta {
+        key: NFT_META_IIF,
+        dreg: 0,
+    });
+    own.push(equals(0, vec![0; 4]));
+    own.push(Expr::Constant {
+        value: vec![0; 2],
+        dreg: 0,
+    });
+    own.push(Expr::Redirect { port: 0 });
     let mut others = matching.to_vec();
     others.push(Expr::Reject {
         tcp_reset: false,
@@ -200,7 +231,7 @@ pub(crate) fn reject(family: Family, matching: &[Expr], who: &str) -> [Rule; 2] 
             Family::V6 => ICMPV6_PORT_UNREACH,
         },
     });
-    [tcp, others].map(|expressions| Rule {
+    [tcp, own, others].map(|expressions| Rule {
         expressions,
         comment: who.into(),
     })

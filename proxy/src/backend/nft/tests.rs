@@ -1,15 +1,15 @@
 //! Tests of the nftables backend: on the kernel, in network namespaces of their own (root), and on a kernel in memory.
 //!
-//! Addresses: pods 10.244.1.0/24 and fd00:244:0:1::/64, cluster IPs 10.96.0.0/16 and fd00:96::/112, the node
+//! Addresses: pods 10.244.0.0/16 and fd00:244::/48, those of the node 10.244.1.0/24 and fd00:244:0:1::/64, cluster IPs 10.96.0.0/16 and fd00:96::/112, the node
 //! 172.18.0.1 and fd00:18::1, load balancer addresses 203.0.113.0/24.
 
 mod encoding;
 mod fake;
 mod kernel;
-mod namespace;
+pub(super) mod namespace;
 mod properties;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -19,6 +19,8 @@ use portolan_plan::{
     Backend as Endpoint, EndpointSet, Frontend, FrontendKind, NodePlan, Pods, PortPlan, Routes, ServicePlan, Verdict,
 };
 
+use super::netlink::batch::BatchError;
+use super::observe::{Kernel, Observed};
 use super::*;
 
 fn ip(text: &str) -> IpAddr {
@@ -27,7 +29,8 @@ fn ip(text: &str) -> IpAddr {
 
 fn node() -> NodePlan {
     NodePlan {
-        pods: Pods::Cidrs(nets(&["10.244.1.0/24", "fd00:244:0:1::/64"])),
+        pods: Pods::Cidrs(nets(&["10.244.0.0/16", "fd00:244::/48"])),
+        own_pods: nets(&["10.244.1.0/24", "fd00:244:0:1::/64"]),
         node_port_addresses: ["127.0.0.1", "172.18.0.1", "::1", "fd00:18::1"].map(ip).to_vec(),
         service_cidrs: nets(&["10.96.0.0/16", "fd00:96::/112"]),
         notes: Vec::new(),

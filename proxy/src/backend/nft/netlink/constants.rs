@@ -24,6 +24,8 @@ pub(crate) const NFNL_MSG_BATCH_BEGIN: u16 = 0x10;
 pub(crate) const NFNL_MSG_BATCH_END: u16 = 0x11;
 pub(crate) const NFNLGRP_NFTABLES: u32 = 7;
 
+pub(crate) const NFPROTO_UNSPEC: u8 = 0;
+pub(crate) const NFPROTO_INET: u8 = 1;
 pub(crate) const NFPROTO_IPV4: u8 = 2;
 pub(crate) const NFPROTO_IPV6: u8 = 10;
 
@@ -109,6 +111,7 @@ pub(crate) const NFT_PAYLOAD_NETWORK_HEADER: u32 = 1;
 pub(crate) const NFT_PAYLOAD_TRANSPORT_HEADER: u32 = 2;
 
 pub(crate) const NFT_META_MARK: u32 = 3;
+pub(crate) const NFT_META_IIF: u32 = 4;
 pub(crate) const NFT_META_IIFNAME: u32 = 6;
 pub(crate) const NFT_META_L4PROTO: u32 = 16;
 

@@ -22,10 +22,33 @@ pub(crate) fn dump<T>(
     dump_messages(socket, nft(kind), family, fill, each, new)
 }
 
+/// Asks for one nf_tables object; see [`dump_messages`].
+pub(crate) fn get<T>(
+    socket: &mut Socket,
+    kind: u8,
+    family: u8,
+    fill: impl Fn(&mut Writer<'_>),
+    each: impl FnMut(&mut T, &Message<'_>),
+    new: impl Fn() -> T,
+) -> io::Result<Option<T>> {
+    ask((socket, NLM_F_ACK), nft(kind), family, fill, each, new)
+}
+
 /// Lists what messages of type `kind` list. `each` sees every message of one consistent list, in what `new` made; that
 /// is made anew when the list has to be begun anew. `None`: what was asked for does not exist.
 pub(crate) fn dump_messages<T>(
     socket: &mut Socket,
+    kind: u16,
+    family: u8,
+    fill: impl Fn(&mut Writer<'_>),
+    each: impl FnMut(&mut T, &Message<'_>),
+    new: impl Fn() -> T,
+) -> io::Result<Option<T>> {
+    ask((socket, NLM_F_DUMP), kind, family, fill, each, new)
+}
+
+fn ask<T>(
+    (socket, flags): (&mut Socket, u16),
     kind: u16,
     family: u8,
     fill: impl Fn(&mut Writer<'_>),
@@ -36,7 +59,7 @@ pub(crate) fn dump_messages<T>(
     for attempt in 0..ATTEMPTS {
         let sequence = u32::try_from(attempt + 1).unwrap_or(1);
         let mut request = Vec::new();
-        message::write(&mut request, kind, NLM_F_DUMP, sequence, (family, 0), &fill);
+        message::write(&mut request, kind, flags, sequence, (family, 0), &fill);
         socket.send(&request)?;
         let mut found = new();
         match read(socket, sequence, |message| each(&mut found, message))? {

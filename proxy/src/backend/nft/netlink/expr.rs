@@ -113,6 +113,8 @@ pub(crate) enum Expr {
         address: Register,
         port: Register,
     },
+    /// Replaces the destination by the node itself and this port.
+    Redirect { port: Register },
     /// Replaces the source by the address of the interface and a random port.
     Masquerade,
     /// Refuses: a TCP reset, or an ICMP error with this code.
@@ -159,6 +161,7 @@ impl Expr {
             Self::Constant { .. } | Self::Verdict(_) => "immediate",
             Self::Update { .. } => "dynset",
             Self::Dnat { .. } => "nat",
+            Self::Redirect { .. } => "redir",
             Self::Masquerade => "masq",
             Self::Reject { .. } => "reject",
             Self::SourceType { .. } => "fib",
@@ -259,6 +262,7 @@ impl Expr {
                 w.be32(3, register(*address));
                 w.be32(5, register(*port));
             }
+            Self::Redirect { port } => w.be32(1, register(*port)),
             Self::Masquerade => w.be32(1, NF_NAT_RANGE_PROTO_RANDOM_FULLY),
             Self::Reject { tcp_reset, code } => {
                 w.be32(
@@ -358,6 +362,7 @@ impl Expr {
                 address: reg(3)?,
                 port: reg(5)?,
             },
+            "redir" => Self::Redirect { port: reg(1)? },
             "masq" if a.be32(1) == Some(NF_NAT_RANGE_PROTO_RANDOM_FULLY) => Self::Masquerade,
             "reject" => Self::Reject {
                 tcp_reset: a.be32(1)? == NFT_REJECT_TCP_RST,

@@ -4,7 +4,7 @@ use std::io;
 
 use super::attr::{Attributes, Writer};
 use super::constants::*;
-use super::dump::dump;
+use super::dump::{dump, get};
 use super::expr::{Expr, Verdict};
 use super::message::Message;
 use super::object::{Bytes, Chain, Data, Element, Hook, Rule, Set, Table};
@@ -69,6 +69,43 @@ impl Table<'_> {
         };
         let fill = |w: &mut Writer<'_>| w.text(NFTA_RULE_TABLE, self.name);
         Ok(dump(socket, NFT_MSG_GETRULE, self.family, fill, each, Vec::new)?.unwrap_or_default())
+    }
+
+    /// The rules of one chain; `None` when there is no such chain.
+    pub(crate) fn rules_of(self, socket: &mut Socket, chain: &str) -> io::Result<Option<Vec<Rule>>> {
+        let each = |found: &mut Vec<Rule>, message: &Message<'_>| {
+            let attributes = message.attributes();
+            let ours = attributes.text(NFTA_RULE_TABLE) == Some(self.name);
+            if ours && attributes.text(NFTA_RULE_CHAIN) == Some(chain) {
+                found.extend(Rule::parse(&attributes).map(|(_, rule)| rule));
+            }
+        };
+        let fill = |w: &mut Writer<'_>| {
+            w.text(NFTA_RULE_TABLE, self.name);
+            w.text(NFTA_RULE_CHAIN, chain);
+        };
+        let rules = dump(socket, NFT_MSG_GETRULE, self.family, fill, each, Vec::new)?;
+        // Without rules the kernel does not say whether there is a chain; none of ours is empty.
+        Ok(rules.filter(|rules| !rules.is_empty()))
+    }
+
+    /// One element of a set.
+    pub(crate) fn element(self, socket: &mut Socket, set: &str, key: &Bytes) -> io::Result<Option<Element>> {
+        let each = |found: &mut Option<Element>, message: &Message<'_>| {
+            let list = message.attributes().nested(NFTA_SET_ELEM_LIST_ELEMENTS);
+            let mut elements = list.into_iter().flatten();
+            *found = elements.find_map(|(_, element)| Element::parse(&Attributes::new(element)));
+        };
+        let fill = |w: &mut Writer<'_>| {
+            w.text(NFTA_SET_ELEM_LIST_TABLE, self.name);
+            w.text(NFTA_SET_ELEM_LIST_SET, set);
+            w.nest(NFTA_SET_ELEM_LIST_ELEMENTS, |w| {
+                w.nest(NFTA_LIST_ELEM, |w| {
+                    w.nest(NFTA_SET_ELEM_KEY, |w| w.bytes(NFTA_DATA_VALUE, key.as_slice()));
+                });
+            });
+        };
+        Ok(get(socket, NFT_MSG_GETSETELEM, self.family, fill, each, || None)?.flatten())
     }
 
     /// The elements of a set, each as `make` wants it.
@@ -143,4 +180,22 @@ impl Element {
             comment: comment.map(Box::from),
         })
     }
+}
+
+/// Every chain of every table of every family, as `FAMILY TABLE CHAIN`.
+pub(crate) fn all_chains(socket: &mut Socket) -> io::Result<Vec<String>> {
+    let each = |found: &mut Vec<String>, message: &Message<'_>| {
+        let family = match message.family() {
+            Some(NFPROTO_IPV4) => "ip",
+            Some(NFPROTO_IPV6) => "ip6",
+            Some(NFPROTO_INET) => "inet",
+            _ => "other",
+        };
+        let attributes = message.attributes();
+        let (table, chain) = (attributes.text(NFTA_CHAIN_TABLE), attributes.text(NFTA_CHAIN_NAME));
+        if let (Some(table), Some(chain)) = (table, chain) {
+            found.push(format!("{family} {table} {chain}"));
+        }
+    };
+    Ok(dump(socket, NFT_MSG_GETCHAIN, NFPROTO_UNSPEC, |_| {}, each, Vec::new)?.unwrap_or_default())
 }

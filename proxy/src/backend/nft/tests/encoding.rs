@@ -4,6 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::backend::nft::frame::frame;
+use crate::backend::nft::mirror::Mirror;
 use crate::backend::nft::netlink::attr::{Attributes, Writer};
 use crate::backend::nft::netlink::batch::Batch;
 use crate::backend::nft::netlink::constants::*;

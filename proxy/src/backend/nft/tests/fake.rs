@@ -27,7 +27,23 @@ pub(super) struct FakeTable {
 
 /// Shared, so that it outlives the process that programs it.
 #[derive(Clone, Default)]
-pub(super) struct Fake(pub(super) Arc<Mutex<BTreeMap<u8, FakeTable>>>);
+pub(super) struct Fake(
+    pub(super) Arc<Mutex<BTreeMap<u8, FakeTable>>>,
+    pub(super) Arc<Mutex<Moods>>,
+);
+
+/// In what ways it is not as it should be.
+#[derive(Default)]
+pub(super) struct Moods {
+    /// It has no nf_tables for IPv6.
+    pub(super) without_v6: bool,
+    /// It counts references to chains until a transaction is over.
+    pub(super) busy: bool,
+    /// It refuses elements with these comments without saying which ones it means.
+    pub(super) bad: Vec<String>,
+    /// How many transactions were asked for.
+    pub(super) commits: usize,
+}
 
 /// A packet that opens a connection.
 #[derive(Clone, Copy, Debug)]
@@ -55,6 +71,8 @@ pub(super) enum Outcome {
 impl Kernel for Fake {
     fn commit(&mut self, mut batch: Batch) -> Result<(), BatchError> {
         let mut tables = self.0.lock().unwrap().clone();
+        let mut moods = self.1.lock().unwrap();
+        moods.commits += 1;
         let bytes = batch.bytes().to_vec();
         let mut sequences = 0..;
         for message in Messages(&bytes) {
@@ -66,10 +84,29 @@ impl Kernel for Fake {
                     .or(Some(0))
             );
             if let Some(kind) = message.nft_kind()
-                && let Err(errno) = carry_out(&mut tables, kind, &message)
+                && let Err(errno) = carry_out(&mut tables, kind, &message, moods.without_v6)
             {
                 return Err(batch.refusal(message.sequence, None, errno));
             }
+        }
+        if moods.busy {
+            let before = self.0.lock().unwrap();
+            for (family, table) in before.iter() {
+                let gone = |chain: &str| {
+                    tables
+                        .get(family)
+                        .is_some_and(|after| !after.chains.contains_key(chain))
+                };
+                if tables.contains_key(family) && table.chains.keys().any(|chain| gone(chain) && table.refers_to(chain))
+                {
+                    return Err(batch.refusal(0, None, libc::EBUSY));
+                }
+            }
+        }
+        let mut elements = tables.values().flat_map(|table| table.elements.values());
+        if elements.any(|(_, comment)| moods.bad.contains(comment)) {
+            // The message that begins a batch is nobody's.
+            return Err(batch.refusal(0, None, libc::ENOMEM));
         }
         *self.0.lock().unwrap() = tables;
         Ok(())
@@ -101,6 +138,10 @@ impl Kernel for Fake {
         }))
     }
 
+    fn takes(&mut self, family: Family, _: &NftOptions) -> io::Result<bool> {
+        Ok(family == Family::V4 || !self.1.lock().unwrap().without_v6)
+    }
+
     fn affinity(&mut self, family: Family, _: &str) -> io::Result<Vec<Element>> {
         let tables = self.0.lock().unwrap();
         let elements = tables
@@ -117,11 +158,17 @@ impl Kernel for Fake {
     }
 }
 
-fn carry_out(tables: &mut BTreeMap<u8, FakeTable>, kind: u8, message: &Message<'_>) -> Result<(), i32> {
+fn carry_out(
+    tables: &mut BTreeMap<u8, FakeTable>,
+    kind: u8,
+    message: &Message<'_>,
+    without_v6: bool,
+) -> Result<(), i32> {
     let family = message.family().unwrap();
     let a = message.attributes();
     assert_eq!(a.text(NFTA_TABLE_NAME), Some("portolan"));
     match kind {
+        NFT_MSG_NEWTABLE if without_v6 && family == NFPROTO_IPV6 => return Err(libc::EOPNOTSUPP),
         NFT_MSG_NEWTABLE => {
             tables.entry(family).or_default();
             return Ok(());
@@ -372,6 +419,10 @@ impl<'a> Run<'a> {
                 dreg,
             } => self.store(*dreg, &[packet.protocol.number()]),
             Expr::Meta {
+                key: NFT_META_IIF,
+                dreg,
+            } => self.store(*dreg, &u32::from(!packet.local).to_ne_bytes()),
+            Expr::Meta {
                 key: NFT_META_MARK,
                 dreg,
             } => self.store(*dreg, &self.mark.to_ne_bytes()),
@@ -429,6 +480,11 @@ impl<'a> Run<'a> {
             }
             Expr::Reject { tcp_reset: true, .. } => Next::Done(Outcome::Reset),
             Expr::Reject { tcp_reset: false, .. } => Next::Done(Outcome::Unreachable),
+            Expr::Redirect { port } => {
+                assert_eq!(self.load(*port, 2), [0, 0], "a port where somebody may listen");
+                assert!(packet.local, "what comes from elsewhere can be refused");
+                Next::Done(Outcome::Unreachable)
+            }
             Expr::SourceType { dreg } => {
                 let kind: u32 = if packet.local { RTN_LOCAL } else { 1 };
                 self.store(*dreg, &kind.to_ne_bytes())

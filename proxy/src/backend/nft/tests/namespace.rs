@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::ip;
 
 /// Runs the test on a thread that has a network namespace to itself. The namespace goes when the thread does.
-pub(super) fn in_namespace(test: impl FnOnce() + Send + 'static) {
+pub(in crate::backend::nft) fn in_namespace(test: impl FnOnce() + Send + 'static) {
     let thread = thread::spawn(move || {
         // SAFETY: changes the network namespace of this thread only.
         let result = unsafe { libc::unshare(libc::CLONE_NEWNET) };
@@ -22,7 +22,7 @@ pub(super) fn in_namespace(test: impl FnOnce() + Send + 'static) {
     }
 }
 
-pub(super) fn run(program: &str, arguments: &[&str]) -> String {
+pub(in crate::backend::nft) fn run(program: &str, arguments: &[&str]) -> String {
     let output = Command::new(program).args(arguments).output().unwrap();
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     assert!(

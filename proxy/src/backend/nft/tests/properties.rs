@@ -107,7 +107,7 @@ fn port() -> impl Strategy<Value = PortPlan> {
 }
 
 /// Plans of up to six Services.
-fn world() -> impl Strategy<Value = BTreeMap<u8, ServicePlan>> {
+pub(super) fn world() -> impl Strategy<Value = BTreeMap<u8, ServicePlan>> {
     let ports = prop::collection::vec(port(), 0..3);
     prop::collection::btree_map(0u8..6, ports, 0..6).prop_map(|services| {
         let plan = |(n, mut ports): (u8, Vec<PortPlan>)| {
@@ -128,7 +128,7 @@ fn world() -> impl Strategy<Value = BTreeMap<u8, ServicePlan>> {
     })
 }
 
-fn node_plan() -> impl Strategy<Value = NodePlan> {
+pub(super) fn node_plan() -> impl Strategy<Value = NodePlan> {
     (0u8..4, any::<bool>()).prop_map(|(pods, ranges)| NodePlan {
         pods: match pods {
             0 => Pods::Unknown,
@@ -139,7 +139,7 @@ fn node_plan() -> impl Strategy<Value = NodePlan> {
     })
 }
 
-fn all(world: &BTreeMap<u8, ServicePlan>, node: &NodePlan) -> Change {
+pub(super) fn all(world: &BTreeMap<u8, ServicePlan>, node: &NodePlan) -> Change {
     Change {
         node: Some(node.clone()),
         ..complete(world.values().cloned().collect())
@@ -147,7 +147,7 @@ fn all(world: &BTreeMap<u8, ServicePlan>, node: &NodePlan) -> Change {
 }
 
 /// What leads from one world to another.
-fn step(from: &BTreeMap<u8, ServicePlan>, to: &BTreeMap<u8, ServicePlan>, node: Option<NodePlan>) -> Change {
+pub(super) fn step(from: &BTreeMap<u8, ServicePlan>, to: &BTreeMap<u8, ServicePlan>, node: Option<NodePlan>) -> Change {
     Change {
         node,
         plans: to
@@ -206,8 +206,14 @@ fn check_traffic(fake: &Fake, world: &BTreeMap<u8, ServicePlan>, node: &NodePlan
             } else {
                 frontend.routes.outside
             };
+            // A pod of another node is not short-circuited at a node port of this one.
+            let elsewhere = match frontend.kind {
+                FrontendKind::NodePort if pods_known => frontend.routes.node,
+                _ => pod,
+            };
             for (from, verdict) in [
                 (v4(port.family, "10.244.1.99", "fd00:244:0:1::99"), pod),
+                (v4(port.family, "10.244.2.99", "fd00:244:0:2::99"), elsewhere),
                 (local, frontend.routes.node),
                 (v4(port.family, "198.51.100.7", "fd00:51::7"), frontend.routes.outside),
             ] {
@@ -378,4 +384,113 @@ fn a_frontend_goes_to_whoever_waits_for_it() {
     backend.apply(&removed(&["a"])).unwrap();
     assert_eq!(has(), endpoint(3));
     assert!(backend.status().contains(&("contested frontends".into(), "0".into())));
+}
+
+#[test]
+fn a_service_that_the_kernel_refuses_without_a_word_does_not_block_the_others() {
+    let fake = Fake::default();
+    let mut backend = programmer(&fake);
+    let plan = |n: u8| {
+        service(&format!("s{n:02}"), &["10.244.1.5:80"])
+            .cluster_ip(&format!("10.96.0.{n}"), 80)
+            .0
+    };
+    let served = || -> Vec<String> {
+        let tables = fake.0.lock().unwrap();
+        let services = tables[&family_number(Family::V4)].elements.iter();
+        services
+            .filter(|((set, _), _)| set == "services")
+            .map(|(_, (_, comment))| comment.clone())
+            .collect()
+    };
+    let check = |outcome: Result<Report, BackendError>, wanted: &[&str]| match outcome {
+        Err(BackendError::Services(refused)) => {
+            let names: Vec<String> = refused.iter().map(|(service, _)| service.to_string()).collect();
+            assert_eq!(names, wanted);
+        }
+        other => panic!("{other:?}"),
+    };
+    let bad = ["s07", "s21"].map(|name| format!("default/{name}:http"));
+    fake.1.lock().unwrap().bad = bad.to_vec();
+    // All at once, with tables that are not there yet.
+    check(
+        backend.apply(&complete((0..32).map(plan).collect())),
+        &["default/s07", "default/s21"],
+    );
+    assert_eq!(served().len(), 30);
+    // As a change, together with the node's and with one that goes; the way to two of 40 is short.
+    fake.1.lock().unwrap().commits = 0;
+    let mut change = changed((0..40).map(plan).filter(|plan| &*plan.service.name != "s39").collect());
+    change.removed = removed(&["s39"]).removed;
+    change.node = Some(node());
+    check(backend.apply(&change), &["default/s07", "default/s21"]);
+    assert_eq!(served().len(), 37);
+    let commits = fake.1.lock().unwrap().commits;
+    assert!(commits < 30, "{commits}");
+    // Nothing works: it is not the Services, and what is programmed stays.
+    let before = served();
+    fake.1.lock().unwrap().bad = before.clone();
+    assert!(matches!(
+        backend.apply(&changed(vec![plan(90)])),
+        Err(BackendError::System { .. } | BackendError::Services(_))
+    ));
+    assert_eq!(served(), before);
+    fake.1.lock().unwrap().bad.clear();
+    backend.apply(&complete((0..40).map(plan).collect())).unwrap();
+    assert_eq!(served().len(), 40);
+}
+
+#[test]
+fn a_kernel_without_ipv6_serves_ipv4() {
+    let fake = Fake::default();
+    fake.1.lock().unwrap().without_v6 = true;
+    let mut backend = programmer(&fake);
+    let web = || {
+        let mut web = service("web", &["10.244.1.5:80"])
+            .cluster_ip("10.96.0.1", 80)
+            .at(FrontendKind::NodePort, None, 30080, internal())
+            .0;
+        let six = service("web", &["[fd00:244:0:1::5]:80"]).cluster_ip("fd00:96::1", 80);
+        web.ports.extend(six.0.ports);
+        web
+    };
+    backend.apply(&complete(vec![web()])).unwrap();
+    assert!(backend.status().contains(&("tables".into(), "ip portolan".into())));
+    let families: Vec<u8> = fake.0.lock().unwrap().keys().copied().collect();
+    assert_eq!(families, [family_number(Family::V4)]);
+    let wide = NodePlan {
+        pods: Pods::Unknown,
+        ..node()
+    };
+    let mut change = changed(vec![web()]);
+    change.node = Some(wide);
+    backend.apply(&change).unwrap();
+    backend.apply(&removed(&["web"])).unwrap();
+    backend.apply(&complete(vec![web()])).unwrap();
+    let table = &fake.0.lock().unwrap()[&family_number(Family::V4)];
+    let wanted = Outcome::Forwarded {
+        to: (ip("10.244.1.5"), 80).into(),
+        masquerade: true,
+    };
+    assert_eq!(table.trace(&packet("10.96.0.1", 80)), [wanted].into());
+}
+
+#[test]
+fn chains_that_are_busy_go_in_a_transaction_of_their_own() {
+    let fake = Fake::default();
+    fake.1.lock().unwrap().busy = true;
+    let mut backend = programmer(&fake);
+    let web = |endpoints: &[&str]| service("web", endpoints).cluster_ip("10.96.0.1", 80).0;
+    backend.apply(&complete(vec![web(&["10.244.1.5:80"])])).unwrap();
+    backend
+        .apply(&changed(vec![web(&["10.244.1.5:80", "10.244.1.6:80"])]))
+        .unwrap();
+    let direct = Fake::default();
+    programmer(&direct)
+        .apply(&complete(vec![web(&["10.244.1.5:80", "10.244.1.6:80"])]))
+        .unwrap();
+    assert_eq!(state(&fake), state(&direct));
+    backend.apply(&removed(&["web"])).unwrap();
+    programmer(&direct).apply(&complete(Vec::new())).unwrap();
+    assert_eq!(state(&fake), state(&direct));
 }
