@@ -9,8 +9,8 @@ use portolan_agent::source::{Config, SourceArgs, Wants};
 use portolan_agent::telemetry::LogArgs;
 use portolan_agent::version::LONG_VERSION;
 
-use crate::zone::ZoneConfig;
 use crate::zone::config::PodMode;
+use crate::zone::{ZoneConfig, ZoneSpec};
 
 /// How long `answer` waits for its source.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -48,6 +48,9 @@ pub struct ZoneArgs {
     /// Zone of the cluster's names; may be given again, the first one is what addresses are named in
     #[arg(long = "cluster-domain", value_name = "ZONE", default_value = "cluster.local")]
     pub cluster_domains: Vec<String>,
+    /// Zone of Services that other clusters export (ServiceImports), such as clusterset.local; may be given again
+    #[arg(long = "clusterset-domain", value_name = "ZONE")]
+    pub clusterset_domains: Vec<String>,
     /// Seconds that clients may keep an answer, and a negative one
     #[arg(long, value_name = "SECONDS", default_value_t = 5, value_parser = clap::value_parser!(u32).range(0..=3600))]
     pub ttl: u32,
@@ -130,6 +133,7 @@ impl ZoneArgs {
     pub fn source(&self) -> Config {
         let wants = Wants {
             pods: self.pods == PodsArg::Verified,
+            imports: !self.clusterset_domains.is_empty(),
             ..Wants::naming()
         };
         self.source.config(wants, "portolan-dns")
@@ -140,7 +144,12 @@ impl ZoneArgs {
     /// # Errors
     /// Names the flag that cannot be used.
     pub fn zone(&self) -> Result<ZoneConfig> {
-        let mut config = ZoneConfig::new(&self.cluster_domains).context("--cluster-domain")?;
+        let mut specs = ZoneSpec::usual(&self.cluster_domains);
+        specs.extend(self.clusterset_domains.iter().map(|zone| ZoneSpec {
+            multicluster: true,
+            ..ZoneSpec::new(zone)
+        }));
+        let mut config = ZoneConfig::from_zones(&specs).context("--cluster-domain or --clusterset-domain")?;
         config.set_ttl(self.ttl, self.ttl);
         config.set_pods(match self.pods {
             PodsArg::Disabled => PodMode::Disabled,
@@ -211,7 +220,7 @@ mod tests {
         let error = format!("{:#}", cli.run.zone.zone().unwrap_err());
         assert_eq!(
             error,
-            "--cluster-domain: zone \"a..b\": a label is empty or longer than 63 octets"
+            "--cluster-domain or --clusterset-domain: zone \"a..b\": a label is empty or longer than 63 octets"
         );
     }
 }

@@ -42,6 +42,8 @@ pub async fn run(args: &RunArgs) -> Result<()> {
     })?;
     let own = bound.addresses().iter().map(SocketAddr::ip);
     config.set_own_addresses(own.filter(|ip| !ip.is_unspecified()));
+    // Another one after each start: clients take what they are given.
+    config.set_cookie_secret(rand::random());
     let forwarder = Forwarder::new(Limits {
         max_concurrent: args.max_concurrent as usize,
         cache_octets: usize::from(args.cache_size) << 20,

@@ -18,7 +18,7 @@ use std::net::IpAddr;
 use build::{ServiceAnswer, ServiceNames};
 use config::{PodMode, ZoneApex, ZoneKind};
 use names::{Name, Reverse, parse_dashed, parse_reverse};
-use records::{DNS_VERSION, NameServer, Records};
+use records::{DNS_VERSION, MULTICLUSTER_VERSION, NameServer, Records};
 
 pub use config::{ZoneConfig, ZoneError, ZoneSpec};
 pub use policy::Policy;
@@ -89,7 +89,7 @@ impl Snapshot {
         let outcome = match zone.kind {
             _ if above == 0 => self.apex(qtype),
             ZoneKind::Cluster => self.cluster_name(zone, name, above, qtype),
-            ZoneKind::ClusterSet => Outcome::NxDomain,
+            ZoneKind::ClusterSet => self.cluster_set_name(name, above, qtype),
             ZoneKind::Reverse => self.reverse_name(name, qtype),
         };
         let absent = match outcome {
@@ -133,10 +133,21 @@ impl Snapshot {
 
     fn cluster_name(&self, zone: &ZoneApex, name: &Name, above: usize, qtype: u16) -> Outcome<'_> {
         match name.label(above - 1) {
-            b"svc" => self.service_name(name, above - 1, qtype),
+            b"svc" => self.service_name(Self::service, name, above - 1, qtype),
             b"pod" => self.pod_name(zone.pods, name, above - 1, qtype),
             b"dns" => self.name_server_name(name, above - 1, qtype),
             b"dns-version" if above == 1 && qtype == TYPE_TXT => Outcome::Records(Records::Txt(DNS_VERSION)),
+            b"dns-version" if above == 1 => Outcome::NoData,
+            _ => Outcome::NxDomain,
+        }
+    }
+
+    /// Names of a zone that holds what other clusters export.
+    fn cluster_set_name(&self, name: &Name, above: usize, qtype: u16) -> Outcome<'_> {
+        match name.label(above - 1) {
+            b"svc" => self.service_name(Self::import, name, above - 1, qtype),
+            b"dns" => self.name_server_name(name, above - 1, qtype),
+            b"dns-version" if above == 1 && qtype == TYPE_TXT => Outcome::Records(Records::Txt(MULTICLUSTER_VERSION)),
             b"dns-version" if above == 1 => Outcome::NoData,
             _ => Outcome::NxDomain,
         }
@@ -156,8 +167,14 @@ impl Snapshot {
         }
     }
 
-    /// Names below `svc`, which has `above` labels before it.
-    fn service_name(&self, name: &Name, above: usize, qtype: u16) -> Outcome<'_> {
+    /// Names below `svc`, which has `above` labels before it; `find` finds the Service or import of a key.
+    fn service_name<'a>(
+        &'a self,
+        find: fn(&'a Self, &[u8]) -> Option<&'a ServiceNames>,
+        name: &Name,
+        above: usize,
+        qtype: u16,
+    ) -> Outcome<'a> {
         let Some(namespace) = above.checked_sub(1) else {
             return Outcome::NoData;
         };
@@ -165,7 +182,7 @@ impl Snapshot {
             let exists = self.has_namespace(name.label(namespace));
             return if exists { Outcome::NoData } else { Outcome::NxDomain };
         };
-        let Some(names) = self.service(name.span(service, above)) else {
+        let Some(names) = find(self, name.span(service, above)) else {
             return Outcome::NxDomain;
         };
         Outcome::from(below_service(names, name, service, qtype))
@@ -210,8 +227,8 @@ impl Snapshot {
 fn below_service<'a>(names: &'a ServiceNames, name: &Name, depth: usize, qtype: u16) -> ServiceAnswer<'a> {
     match depth {
         0 => names.answer(qtype),
-        1 => names.answer_below(name.label(0), qtype),
-        2 => names.answer_port(name.label(0), name.label(1), qtype),
+        1 => names.answer_below(name.span(0, 1), qtype),
+        2 => names.answer_two_below(name.span(0, 2), qtype),
         _ => ServiceAnswer::NxDomain,
     }
 }

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use crate::import::Imported;
 use crate::name::{EndpointSliceName, PodName, ServiceName};
 use crate::service::{Family, Protocol};
 
@@ -112,6 +113,8 @@ pub struct EndpointSlice {
     pub name: EndpointSliceName,
     /// The Service that label `kubernetes.io/service-name` names, in the slice's namespace.
     pub service: Option<ServiceName>,
+    /// The ServiceImport that it belongs to, if it comes from another cluster.
+    pub imported: Option<Box<Imported>>,
     /// `addressType`.
     pub family: Family,
     /// `ports`.

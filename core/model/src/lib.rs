@@ -7,6 +7,7 @@
 //! This crate is pure: it never does I/O, never looks at a clock, and never fails as a whole because of one bad object.
 
 pub mod endpoint;
+pub mod import;
 pub mod name;
 pub mod node;
 pub mod parse;
@@ -15,9 +16,10 @@ pub mod service;
 pub mod world;
 
 pub use endpoint::{Conditions, Endpoint, EndpointNames, EndpointPort, EndpointSlice, Hints};
+pub use import::{Imported, ServiceImport};
 pub use name::{EndpointSliceName, Interner, NamespacedName, PodName, ServiceName};
 pub use node::{Namespace, Node, Pod, ServiceCidr};
 pub use parse::{Fault, ObjectRef};
 pub use selector::{Selector, SelectorError};
 pub use service::{Family, IpMode, LoadBalancerIngress, Protocol, Service, ServicePort, ServiceType, TrafficPolicy};
-pub use world::{Delta, Event, Object, ObjectKey, PortEndpoint, ServiceView, World};
+pub use world::{Delta, Event, ImportView, Object, ObjectKey, PortEndpoint, ServiceView, World};

@@ -4,6 +4,7 @@
 //! cannot be used is pushed to `faults` with the object, the field and the cause. `None` means that nothing is left
 //! worth having; a caller then keeps what it knew of that object before. Nothing here panics, whatever the object holds.
 
+mod import;
 mod node;
 mod service;
 mod slice;
@@ -19,9 +20,10 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use crate::name::NamespacedName;
 use crate::service::{Protocol, TrafficPolicy};
 
+pub use import::{ServiceImportPort, ServiceImportSpec, parse_service_import};
 pub use node::{TO_BE_DELETED_TAINT, parse_namespace, parse_node, parse_pod, parse_service_cidr};
 pub use service::parse_service;
-pub use slice::{LAST_CHANGE_TRIGGER, SERVICE_NAME_LABEL, parse_endpoint_slice};
+pub use slice::{LAST_CHANGE_TRIGGER, SERVICE_NAME_LABEL, SLICE_LABELS, parse_endpoint_slice};
 
 /// Names an object in a message.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

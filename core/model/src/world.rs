@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use crate::endpoint::{Endpoint, EndpointSlice};
+use crate::import::ServiceImport;
 use crate::name::{EndpointSliceName, PodName, ServiceName};
 use crate::node::{Namespace, Node, Pod, ServiceCidr};
 use crate::service::{Family, Service, ServicePort};
@@ -21,6 +22,7 @@ pub enum Object {
     Namespace(Namespace),
     Pod(Box<Pod>),
     ServiceCidr(ServiceCidr),
+    ServiceImport(Box<ServiceImport>),
 }
 
 /// The kind and name of an object.
@@ -33,6 +35,7 @@ pub enum ObjectKey {
     Namespace(Arc<str>),
     Pod(PodName),
     ServiceCidr(Arc<str>),
+    ServiceImport(ServiceName),
 }
 
 impl Object {
@@ -45,6 +48,7 @@ impl Object {
             Self::Namespace(o) => ObjectKey::Namespace(o.name.clone()),
             Self::Pod(o) => ObjectKey::Pod(o.name.clone()),
             Self::ServiceCidr(o) => ObjectKey::ServiceCidr(o.name.clone()),
+            Self::ServiceImport(o) => ObjectKey::ServiceImport(o.name.clone()),
         }
     }
 }
@@ -69,6 +73,8 @@ pub struct Delta {
     pub namespaces: BTreeSet<Arc<str>>,
     /// Pods that changed.
     pub pods: BTreeSet<PodName>,
+    /// ServiceImports whose specification or endpoints changed, or that came or went.
+    pub imports: BTreeSet<ServiceName>,
     /// Some ServiceCIDR changed.
     pub service_cidrs: bool,
     /// The earliest `last-change-trigger-time` among the changed slices of each Service, in nanoseconds since 1970.
@@ -82,7 +88,30 @@ impl Delta {
             && self.nodes.is_empty()
             && self.namespaces.is_empty()
             && self.pods.is_empty()
+            && self.imports.is_empty()
             && !self.service_cidrs
+    }
+}
+
+/// What a slice serves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Owner {
+    Service(ServiceName),
+    Import(ServiceName),
+}
+
+// === impl Owner ===
+
+impl Owner {
+    /// A slice that is labelled for a Service serves that one, whatever else it is labelled for.
+    fn of(slice: &EndpointSlice) -> Option<Self> {
+        let imported = || {
+            slice
+                .imported
+                .as_ref()
+                .map(|imported| Self::Import(imported.service.clone()))
+        };
+        slice.service.clone().map(Self::Service).or_else(imported)
     }
 }
 
@@ -92,8 +121,11 @@ pub struct World {
     services: BTreeMap<ServiceName, Box<Service>>,
     /// Slices by the Service that they serve, so that one Service's slices lie together.
     slices: BTreeMap<ServiceName, Vec<EndpointSlice>>,
-    /// The Service under which a slice is filed. Slices without a Service are not kept.
-    slice_owner: BTreeMap<EndpointSliceName, ServiceName>,
+    /// ServiceImports, and the slices of other clusters by the import that they serve.
+    imports: BTreeMap<ServiceName, ServiceImport>,
+    imported_slices: BTreeMap<ServiceName, Vec<EndpointSlice>>,
+    /// What a slice is filed under. Slices of nothing are not kept.
+    slice_owner: BTreeMap<EndpointSliceName, Owner>,
     nodes: BTreeMap<Arc<str>, Node>,
     namespaces: BTreeMap<Arc<str>, Namespace>,
     pods: BTreeMap<PodName, Pod>,
@@ -138,6 +170,12 @@ impl World {
                     delta.pods.insert(name);
                 }
             }
+            Object::ServiceImport(import) => {
+                let name = import.name.clone();
+                if replace(&mut self.imports, &name, *import) {
+                    delta.imports.insert(name);
+                }
+            }
             Object::ServiceCidr(cidr) => {
                 let name = cidr.name.clone();
                 delta.service_cidrs |= replace(&mut self.service_cidrs, &name, cidr);
@@ -148,10 +186,15 @@ impl World {
     /// A slice whose label now names another Service leaves the old one (kube-proxy leaves it in both).
     fn insert_slice(&mut self, slice: EndpointSlice, delta: &mut Delta) {
         let owner = self.slice_owner.get(&slice.name).cloned();
-        if owner != slice.service {
+        let new = Owner::of(&slice);
+        if owner != new {
             self.remove_slice(&slice.name, delta);
         }
-        let Some(service) = slice.service.clone() else { return };
+        let Some(new) = new else { return };
+        let service = match new.clone() {
+            Owner::Service(service) => service,
+            Owner::Import(import) => return self.insert_imported(import, new, slice, delta),
+        };
         let filed = self.slices.entry(service.clone()).or_default();
         match filed.iter_mut().find(|known| known.name == slice.name) {
             Some(known) if *known == slice => return,
@@ -161,7 +204,7 @@ impl World {
             }
             None => {
                 note_trigger(delta, &service, slice.last_change_trigger);
-                self.slice_owner.insert(slice.name.clone(), service.clone());
+                self.slice_owner.insert(slice.name.clone(), new);
                 // Most Services have one slice; a list that grows by itself would begin with four.
                 filed.reserve_exact(1);
                 filed.push(slice);
@@ -170,9 +213,33 @@ impl World {
         delta.services.insert(service);
     }
 
+    fn insert_imported(&mut self, import: ServiceName, owner: Owner, slice: EndpointSlice, delta: &mut Delta) {
+        let filed = self.imported_slices.entry(import.clone()).or_default();
+        match filed.iter_mut().find(|known| known.name == slice.name) {
+            Some(known) if *known == slice => return,
+            Some(known) => *known = slice,
+            None => {
+                self.slice_owner.insert(slice.name.clone(), owner);
+                filed.push(slice);
+            }
+        }
+        delta.imports.insert(import);
+    }
+
     fn remove_slice(&mut self, name: &EndpointSliceName, delta: &mut Delta) {
-        let Some(service) = self.slice_owner.remove(name) else {
-            return;
+        let service = match self.slice_owner.remove(name) {
+            None => return,
+            Some(Owner::Service(service)) => service,
+            Some(Owner::Import(import)) => {
+                if let Some(filed) = self.imported_slices.get_mut(&import) {
+                    filed.retain(|slice| slice.name != *name);
+                    if filed.is_empty() {
+                        self.imported_slices.remove(&import);
+                    }
+                }
+                delta.imports.insert(import);
+                return;
+            }
         };
         if let Some(filed) = self.slices.get_mut(&service) {
             filed.retain(|slice| slice.name != *name);
@@ -204,6 +271,11 @@ impl World {
             ObjectKey::Pod(name) => {
                 if self.pods.remove(name).is_some() {
                     delta.pods.insert(name.clone());
+                }
+            }
+            ObjectKey::ServiceImport(name) => {
+                if self.imports.remove(name).is_some() {
+                    delta.imports.insert(name.clone());
                 }
             }
             ObjectKey::ServiceCidr(name) => delta.service_cidrs |= self.service_cidrs.remove(name).is_some(),
@@ -241,6 +313,20 @@ impl World {
     /// The slices that serve a Service, in order of arrival.
     pub fn slices_of(&self, name: &ServiceName) -> &[EndpointSlice] {
         self.slices.get(name).map_or(&[], Vec::as_slice)
+    }
+
+    /// The ServiceImport of that name with the slices of all clusters.
+    pub fn import(&self, name: &ServiceName) -> Option<ImportView<'_>> {
+        let import = self.imports.get(name)?;
+        Some(ImportView {
+            import,
+            slices: self.imported_slices.get(name).map_or(&[], Vec::as_slice),
+        })
+    }
+
+    /// Every ServiceImport, in order of name.
+    pub fn imports(&self) -> impl Iterator<Item = &ServiceImport> {
+        self.imports.values()
     }
 
     /// The Node of that name.
@@ -312,6 +398,15 @@ pub struct ServiceView<'a> {
     /// The Service.
     pub service: &'a Service,
     /// Its slices, of both families.
+    pub slices: &'a [EndpointSlice],
+}
+
+/// A ServiceImport and the slices that serve it.
+#[derive(Clone, Copy, Debug)]
+pub struct ImportView<'a> {
+    /// The ServiceImport.
+    pub import: &'a ServiceImport,
+    /// Its slices, of all clusters and both families.
     pub slices: &'a [EndpointSlice],
 }
 

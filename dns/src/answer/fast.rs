@@ -146,18 +146,11 @@ impl Response<'_> {
         let weight = srv.weight.to_be_bytes();
         for record in rotated(srv.records, first) {
             let target = srv.target(record);
-            let label = target.label.as_ref().map_or(&[][..], |label| label.as_bytes());
-            let length = [label.len() as u8];
-            let length = if label.is_empty() { &[][..] } else { &length };
-            let head = head(
-                OWNER,
-                TYPE_SRV,
-                self.zone.ttl,
-                6 + length.len() + label.len() + suffix.len(),
-            );
+            let label = target.label.as_ref().map_or(&[][..], |label| label.wire());
+            let head = head(OWNER, TYPE_SRV, self.zone.ttl, 6 + label.len() + suffix.len());
             let port = record.port.to_be_bytes();
             // The target of an SRV record must not be compressed (RFC 2782).
-            if !writer.record(&[&head, &[0, 0], &weight, &port, length, label, suffix]) {
+            if !writer.record(&[&head, &[0, 0], &weight, &port, label, suffix]) {
                 self.truncated = true;
                 break;
             }
@@ -170,7 +163,7 @@ impl Response<'_> {
                 continue;
             }
             let target = srv.target(record);
-            let label = target.label.as_ref().map_or(&[][..], |label| label.as_bytes());
+            let label = target.label.as_ref().map_or(&[][..], |label| label.wire());
             if !self.glue(writer, label, owner, target.v4, target.v6) {
                 return;
             }
@@ -186,17 +179,15 @@ impl Response<'_> {
         v4: &[Ipv4Addr],
         v6: &[Ipv6Addr],
     ) -> bool {
-        let length = [label.len() as u8];
-        let length = if label.is_empty() { &[][..] } else { &length };
         let ttl = self.zone.ttl;
         for ip in v4 {
-            if !writer.record(&[length, label, &head(owner, TYPE_A, ttl, 4), &ip.octets()]) {
+            if !writer.record(&[label, &head(owner, TYPE_A, ttl, 4), &ip.octets()]) {
                 return false;
             }
             self.counts[2] += 1;
         }
         for ip in v6 {
-            if !writer.record(&[length, label, &head(owner, TYPE_AAAA, ttl, 16), &ip.octets()]) {
+            if !writer.record(&[label, &head(owner, TYPE_AAAA, ttl, 16), &ip.octets()]) {
                 return false;
             }
             self.counts[2] += 1;
@@ -208,12 +199,10 @@ impl Response<'_> {
         let zone = &*self.snapshot.config.primary;
         for pointer in pointers.iter() {
             let label = &pointer.label;
-            let label = label.as_ref().map_or(&[][..], |label| label.as_bytes());
-            let length = [label.len() as u8];
-            let length = if label.is_empty() { &[][..] } else { &length };
-            let size = length.len() + label.len() + pointer.service.len() + 4 + zone.len();
+            let label = label.as_ref().map_or(&[][..], |label| label.wire());
+            let size = label.len() + pointer.service.len() + 4 + zone.len();
             let head = head(OWNER, TYPE_PTR, self.zone.ttl, size);
-            if !writer.record(&[&head, length, label, pointer.service, b"\x03svc", zone]) {
+            if !writer.record(&[&head, label, pointer.service, b"\x03svc", zone]) {
                 self.truncated = true;
                 return;
             }

@@ -447,8 +447,7 @@ impl Writer<'_> {
             let target = srv.target(record);
             let mut wire = Vec::new();
             if let Some(label) = &target.label {
-                wire.push(label.as_bytes().len() as u8);
-                wire.extend_from_slice(label.as_bytes());
+                wire.extend_from_slice(label.wire());
             }
             let glue_owner = [&wire[..], &self.name.sent()[self.name.start(srv.depth)..]].concat();
             wire.extend_from_slice(self.name.suffix(srv.depth));
@@ -470,8 +469,7 @@ impl Writer<'_> {
     fn ptr(&self, pointer: &Pointer<'_>) -> Record {
         let mut wire = Vec::new();
         if let Some(label) = &pointer.label {
-            wire.push(label.as_bytes().len() as u8);
-            wire.extend_from_slice(label.as_bytes());
+            wire.extend_from_slice(label.wire());
         }
         wire.extend_from_slice(pointer.service);
         wire.extend_from_slice(b"\x03svc");

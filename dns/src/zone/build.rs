@@ -7,10 +7,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
-use portolan_model::{Endpoint, Protocol, ServiceName, ServiceType, ServiceView};
+use portolan_model::{Endpoint, EndpointSlice, ImportView, Protocol, ServiceName, ServiceType, ServiceView};
 
 use super::config::Naming;
-use super::names::{DashedLabel, MAX_LABEL, parse_dashed, push_label, wire_from_text};
+use super::names::{DashedLabel, parse_dashed, push_label, wire_from_text};
 use super::records::{Label, Records, Srv};
 
 /// Everything that the names of one Service answer.
@@ -30,6 +30,8 @@ pub struct ServiceNames {
     bare: Option<Box<[SrvRecord]>>,
     /// Its own name does not exist, for want of endpoints.
     hidden: bool,
+    /// It is a ServiceImport: endpoints are named by their cluster too, and addresses have no names.
+    imported: bool,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -56,7 +58,7 @@ pub enum Host {
 /// An endpoint, or several, that share a hostname.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct NamedHost {
-    /// Lower case, without a length octet.
+    /// Lower case, in wire form; of another cluster's endpoint the cluster's label too.
     pub label: Arc<[u8]>,
     /// Its IPv4 addresses.
     pub v4: Box<[Ipv4Addr]>,
@@ -106,7 +108,63 @@ impl ServiceNames {
     pub fn build(view: &ServiceView<'_>, naming: &Naming) -> Option<Self> {
         let key = service_key(&view.service.name)?;
         let service = view.service;
-        let mut names = Self {
+        let mut names = Self::empty(key);
+        if service.type_ == ServiceType::ExternalName {
+            names.kind = Kind::ExternalName(service.external_name.as_deref().and_then(external_target));
+            return Some(names);
+        }
+        if service.headless {
+            names.kind = Kind::Headless;
+        }
+        names.hosts = hosts(view.slices, naming);
+        names.hidden = !service.headless && !naming.empty_services && names.hosts.is_empty();
+        names.dashed = names.hosts.partition_point(|host| !matches!(host, Host::Named(_)));
+        let (v4, v6) = if service.headless {
+            let ready = view
+                .slices
+                .iter()
+                .flat_map(ready_endpoints)
+                .filter(|_| naming.endpoints);
+            let ready = ready.flat_map(Endpoint::addresses);
+            split(ready.collect::<BTreeSet<_>>())
+        } else {
+            split(service.cluster_ips.iter().copied())
+        };
+        (names.v4, names.v6) = (v4, v6);
+        if service.headless {
+            names.endpoint_ports(view.slices, naming);
+        } else if !names.hidden {
+            names.service_ports(&service.ports);
+        }
+        names.merge_bare();
+        Some(names)
+    }
+
+    /// Builds the names of a ServiceImport. `None` when its name cannot stand in DNS.
+    pub fn build_import(view: &ImportView<'_>, naming: &Naming) -> Option<Self> {
+        let import = view.import;
+        let mut names = Self::empty(service_key(&import.name)?);
+        names.imported = true;
+        if import.headless {
+            names.kind = Kind::Headless;
+            names.hosts = hosts(view.slices, naming);
+            let ready = view
+                .slices
+                .iter()
+                .flat_map(ready_endpoints)
+                .filter(|_| naming.endpoints);
+            (names.v4, names.v6) = split(ready.flat_map(Endpoint::addresses).collect::<BTreeSet<_>>());
+            names.endpoint_ports(view.slices, naming);
+        } else {
+            (names.v4, names.v6) = split(import.ips.iter().copied());
+            names.service_ports(&import.ports);
+        }
+        names.merge_bare();
+        Some(names)
+    }
+
+    fn empty(key: Arc<[u8]>) -> Self {
+        Self {
             key,
             kind: Kind::ClusterIp,
             v4: Box::default(),
@@ -116,40 +174,12 @@ impl ServiceNames {
             ports: Box::default(),
             bare: None,
             hidden: false,
-        };
-        if service.type_ == ServiceType::ExternalName {
-            names.kind = Kind::ExternalName(service.external_name.as_deref().and_then(external_target));
-            return Some(names);
+            imported: false,
         }
-        if service.headless {
-            names.kind = Kind::Headless;
-        }
-        names.hosts = if naming.endpoints {
-            hosts(view, naming)
-        } else {
-            Box::default()
-        };
-        names.hidden = !service.headless && !naming.empty_services && names.hosts.is_empty();
-        names.dashed = names.hosts.partition_point(|host| !matches!(host, Host::Named(_)));
-        let (v4, v6) = if service.headless {
-            let ready = ready_endpoints(view).filter(|_| naming.endpoints);
-            let ready = ready.flat_map(Endpoint::addresses);
-            split(ready.collect::<BTreeSet<_>>())
-        } else {
-            split(service.cluster_ips.iter().copied())
-        };
-        (names.v4, names.v6) = (v4, v6);
-        if service.headless {
-            names.endpoint_ports(view, naming);
-        } else if !names.hidden {
-            names.service_ports(view);
-        }
-        names.merge_bare();
-        Some(names)
     }
 
     /// The ports of the Service itself: every record points at its own name.
-    fn service_ports(&mut self, view: &ServiceView<'_>) {
+    fn service_ports(&mut self, ports: &[portolan_model::ServicePort]) {
         let addresses = self.v4.len() + self.v6.len();
         if addresses == 0 {
             return;
@@ -164,20 +194,20 @@ impl ServiceNames {
             .into(),
             count: addresses,
         };
-        self.ports = view.service.ports.iter().map(port).collect();
+        self.ports = ports.iter().map(port).collect();
     }
 
     /// The ports that the slices of a headless Service name: every record points at an endpoint.
-    fn endpoint_ports(&mut self, view: &ServiceView<'_>, naming: &Naming) {
+    fn endpoint_ports(&mut self, slices: &[EndpointSlice], naming: &Naming) {
         let mut found: BTreeMap<(&str, Protocol), (BTreeSet<SrvRecord>, usize)> = BTreeMap::new();
-        for slice in view.slices {
+        for slice in slices {
             for port in &slice.ports {
                 let Some(number) = port.port else { continue };
                 let (records, count) = found.entry((&*port.name, port.protocol)).or_default();
                 let ready = slice.endpoints.iter().filter(|endpoint| endpoint.conditions.ready);
                 for (endpoint, ip) in ready.flat_map(|e| e.addresses().map(move |ip| (e, ip))) {
                     *count += 1;
-                    if let Some(host) = self.position(endpoint, ip, naming) {
+                    if let Some(host) = self.position(slice, endpoint, ip, naming) {
                         records.insert(SrvRecord { host, port: number });
                     }
                 }
@@ -199,8 +229,8 @@ impl ServiceNames {
         }
     }
 
-    fn position(&self, endpoint: &Endpoint, ip: IpAddr, naming: &Naming) -> Option<u32> {
-        let found = match host_label(endpoint, naming) {
+    fn position(&self, slice: &EndpointSlice, endpoint: &Endpoint, ip: IpAddr, naming: &Naming) -> Option<u32> {
+        let found = match host_label(slice, endpoint, ip, naming) {
             Some(label) => self.named(&label),
             None => self.dashed(ip),
         };
@@ -226,11 +256,7 @@ impl ServiceNames {
 
     /// Every name below the Service's own one that exists, as labels in wire form.
     pub fn below(&self) -> impl Iterator<Item = Vec<u8>> {
-        let hosts = self.hosts.iter().map(|host| {
-            let label = host.label();
-            let label = label.as_bytes();
-            [&[label.len() as u8][..], label].concat()
-        });
+        let hosts = self.hosts.iter().map(|host| host.label().wire().to_vec());
         let ports = self
             .ports
             .iter()
@@ -297,7 +323,10 @@ impl ServiceNames {
     }
 
     /// The question for a name one label below: an endpoint, or `_proto` above the ports' names.
-    pub fn answer_below(&self, label: &[u8], qtype: u16) -> ServiceAnswer<'_> {
+    ///
+    /// `wire` is the label in lower case and wire form.
+    pub fn answer_below(&self, wire: &[u8], qtype: u16) -> ServiceAnswer<'_> {
+        let label = wire.get(1..).unwrap_or_default();
         if let Some(protocol) = label.strip_prefix(b"_") {
             let mut ports = self.ports.iter().filter(|port| !port.name.is_empty());
             return if ports.any(|port| port.protocol.lower().as_bytes() == protocol && !port.records.is_empty()) {
@@ -310,10 +339,40 @@ impl ServiceNames {
             let ip = parse_dashed(label)?;
             self.dashed(ip).filter(|_| DashedLabel::new(ip).as_bytes() == label)
         };
-        let host = self.named(label).or_else(by_address).and_then(|i| self.hosts.get(i));
-        let Some(host) = host else {
-            return ServiceAnswer::NxDomain;
+        let host = self.named(wire).or_else(by_address).and_then(|i| self.hosts.get(i));
+        match host {
+            Some(host) => Self::answer_host(host, qtype),
+            // The label of a cluster above those of its endpoints.
+            None if self.imported && self.has_cluster(wire) => ServiceAnswer::NoData,
+            None => ServiceAnswer::NxDomain,
+        }
+    }
+
+    fn has_cluster(&self, wire: &[u8]) -> bool {
+        let below = |host: &Host| matches!(host, Host::Named(named) if named.label.ends_with(wire));
+        self.hosts.iter().any(below)
+    }
+
+    /// The question for a name two labels below: an endpoint of another cluster, or `_port._proto`.
+    ///
+    /// `wire` are the labels in lower case and wire form.
+    pub fn answer_two_below(&self, wire: &[u8], qtype: u16) -> ServiceAnswer<'_> {
+        let imported = self.named(wire).filter(|_| self.imported);
+        if let Some(host) = imported.and_then(|i| self.hosts.get(i)) {
+            return Self::answer_host(host, qtype);
+        }
+        let split = || {
+            let (length, rest) = wire.split_first()?;
+            let (port, rest) = rest.split_at_checked(usize::from(*length))?;
+            Some((port, rest.get(1..)?))
         };
+        match split() {
+            Some((port, protocol)) => self.answer_port(port, protocol, qtype),
+            None => ServiceAnswer::NxDomain,
+        }
+    }
+
+    fn answer_host(host: &Host, qtype: u16) -> ServiceAnswer<'_> {
         match qtype {
             super::TYPE_A => ServiceAnswer::Records(Records::A(host.v4())),
             super::TYPE_AAAA => ServiceAnswer::Records(Records::Aaaa(host.v6())),
@@ -322,7 +381,7 @@ impl ServiceNames {
     }
 
     /// The question for `_port._proto`.
-    pub fn answer_port(&self, port: &[u8], protocol: &[u8], qtype: u16) -> ServiceAnswer<'_> {
+    fn answer_port(&self, port: &[u8], protocol: &[u8], qtype: u16) -> ServiceAnswer<'_> {
         let (Some(name), Some(protocol)) = (port.strip_prefix(b"_"), protocol.strip_prefix(b"_")) else {
             return ServiceAnswer::NxDomain;
         };
@@ -339,7 +398,8 @@ impl ServiceNames {
     /// Every address that the Service names, its own and those of its endpoints, sorted.
     pub fn addresses(&self) -> Vec<IpAddr> {
         let own = self.own_addresses();
-        let hosts = self.hosts.iter().flat_map(Host::addresses);
+        let hosts = self.hosts.iter().filter(|_| !self.imported);
+        let hosts = hosts.flat_map(Host::addresses);
         let mut all: Vec<IpAddr> = own.chain(hosts).collect();
         all.sort_unstable();
         all.dedup();
@@ -349,8 +409,8 @@ impl ServiceNames {
     /// Its cluster IPs.
     fn own_addresses(&self) -> impl Iterator<Item = IpAddr> {
         let (v4, v6): (&[_], &[_]) = match self.kind {
-            Kind::ClusterIp => (&self.v4, &self.v6),
-            Kind::Headless | Kind::ExternalName(_) => (&[], &[]),
+            Kind::ClusterIp if !self.imported => (&self.v4, &self.v6),
+            _ => (&[], &[]),
         };
         let v4 = v4.iter().map(|ip| IpAddr::V4(*ip));
         v4.chain(v6.iter().map(|ip| IpAddr::V6(*ip)))
@@ -388,26 +448,52 @@ fn external_target(name: &str) -> Option<Box<[u8]>> {
     wire_from_text(name).ok().filter(|wire| wire.len() > 1)
 }
 
-fn ready_endpoints<'a>(view: &ServiceView<'a>) -> impl Iterator<Item = &'a Endpoint> {
-    let endpoints = view.slices.iter().flat_map(|slice| &slice.endpoints);
-    endpoints.filter(|endpoint| endpoint.conditions.ready)
+fn ready_endpoints(slice: &EndpointSlice) -> impl Iterator<Item = &Endpoint> {
+    slice.endpoints.iter().filter(|endpoint| endpoint.conditions.ready)
 }
 
-/// The endpoint's hostname, or its pod's name when that is asked for, in lower case, when it can stand in a name.
-fn host_label(endpoint: &Endpoint, naming: &Naming) -> Option<Vec<u8>> {
+/// What an endpoint is named by when it is not named by its address alone, in lower case and wire form: its hostname, or its
+/// pod's name when that is asked for; in a slice of another cluster always, and followed by the cluster.
+fn host_label(slice: &EndpointSlice, endpoint: &Endpoint, ip: IpAddr, naming: &Naming) -> Option<Vec<u8>> {
     let pod = || endpoint.target_pod().filter(|_| naming.endpoint_pod_names);
-    let label = endpoint.hostname().or_else(|| pod().map(|pod| &pod.name))?;
-    let label = label.to_ascii_lowercase().into_bytes();
-    (!label.is_empty() && label.len() <= MAX_LABEL && !label.contains(&b'.')).then_some(label)
+    let name = endpoint.hostname().or_else(|| pod().map(|pod| &pod.name));
+    let mut wire = Vec::new();
+    let named = name.filter(|name| !name.contains('.'));
+    let named = named.is_some_and(|name| push_label(&mut wire, name.as_bytes()).is_ok());
+    if let Some(imported) = cluster_of(slice) {
+        if !named {
+            wire.extend_from_slice(DashedLabel::new(ip).wire());
+        }
+        push_label(&mut wire, imported.as_bytes()).ok()?;
+    } else if !named {
+        return None;
+    }
+    wire.make_ascii_lowercase();
+    Some(wire)
 }
 
-fn hosts(view: &ServiceView<'_>, naming: &Naming) -> Box<[Host]> {
+/// The cluster that a slice comes from, if it is another one's.
+fn cluster_of(slice: &EndpointSlice) -> Option<&str> {
+    let imported = slice.imported.as_ref().filter(|_| slice.service.is_none());
+    imported.map(|imported| &*imported.cluster)
+}
+
+fn hosts(slices: &[EndpointSlice], naming: &Naming) -> Box<[Host]> {
     let mut dashed = BTreeSet::new();
     let mut named: BTreeMap<Vec<u8>, BTreeSet<IpAddr>> = BTreeMap::new();
-    for endpoint in ready_endpoints(view) {
-        match host_label(endpoint, naming) {
-            Some(label) => named.entry(label).or_default().extend(endpoint.addresses()),
-            None => dashed.extend(endpoint.addresses()),
+    let ready = slices
+        .iter()
+        .flat_map(|slice| ready_endpoints(slice).map(move |endpoint| (slice, endpoint)));
+    for (slice, endpoint) in ready.filter(|_| naming.endpoints) {
+        for ip in endpoint.addresses() {
+            match host_label(slice, endpoint, ip, naming) {
+                Some(label) => {
+                    named.entry(label).or_default().insert(ip);
+                }
+                None => {
+                    dashed.insert(ip);
+                }
+            }
         }
     }
     let dashed = dashed.into_iter().map(|ip| match ip {

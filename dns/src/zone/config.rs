@@ -201,6 +201,16 @@ impl ZoneSpec {
             fallthrough: Vec::new(),
         }
     }
+
+    /// Cluster zones by name, and whole reverse zones that fall through.
+    pub fn usual(cluster_zones: &[String]) -> Vec<Self> {
+        let cluster = cluster_zones.iter().map(Self::new);
+        let reverse = ["in-addr.arpa", "ip6.arpa"].map(|name| Self {
+            fallthrough: vec![".".to_owned()],
+            ..Self::new(name)
+        });
+        cluster.chain(reverse).collect()
+    }
 }
 
 // === impl ZoneApex ===
@@ -263,12 +273,7 @@ impl ZoneConfig {
     /// # Errors
     /// Names the zone that cannot be served.
     pub fn new(cluster_zones: &[String]) -> Result<Self, ZoneError> {
-        let cluster = cluster_zones.iter().map(ZoneSpec::new);
-        let reverse = ["in-addr.arpa", "ip6.arpa"].map(|name| ZoneSpec {
-            fallthrough: vec![".".to_owned()],
-            ..ZoneSpec::new(name)
-        });
-        Self::from_zones(&cluster.chain(reverse).collect::<Vec<_>>())
+        Self::from_zones(&ZoneSpec::usual(cluster_zones))
     }
 
     /// Any zones; the first cluster zone is the primary one. Of two with one name the first counts.
@@ -328,6 +333,13 @@ impl ZoneConfig {
     /// Sets the addresses that `ns.dns` holds while there is no DNS Service.
     pub fn set_own_addresses(&mut self, addresses: impl IntoIterator<Item = IpAddr>) {
         (self.own_v4, self.own_v6) = split(addresses);
+    }
+
+    /// Sets the key of server cookies, unless the configuration has one.
+    pub fn set_cookie_secret(&mut self, secret: [u8; 16]) {
+        if self.policy.cookie_secret.is_none() {
+            Arc::make_mut(&mut self.policy).cookie_secret = Some(secret);
+        }
     }
 
     /// Sets the TTLs of every zone, in seconds.

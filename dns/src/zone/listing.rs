@@ -23,7 +23,10 @@ pub fn names_of<'a>(snapshot: &'a Snapshot, zone: &'a ZoneApex) -> Box<dyn Itera
             Box::new(own.chain(addresses.filter(inside).map(|name| vec![name])))
         }
         ZoneKind::Cluster | ZoneKind::ClusterSet => {
-            let services = snapshot.services().map(move |names| {
+            let imported = zone.kind == ZoneKind::ClusterSet;
+            let services = snapshot.services().filter(move |_| !imported);
+            let services = services.chain(snapshot.imports().filter(move |_| imported));
+            let services = services.map(move |names| {
                 let service = [&names.key[..], b"\x03svc", &zone.wire].concat();
                 let below = names.below().map(|labels| [&labels[..], &service].concat());
                 std::iter::once(service.clone()).chain(below).collect()

@@ -235,7 +235,8 @@ pub fn text(wire: &[u8]) -> String {
 /// A label made of an address (CoreDNS's form): `10-0-0-1`, `2001-db8--1`, `2001-db8--0`.
 #[derive(Clone, Copy)]
 pub struct DashedLabel {
-    bytes: [u8; 48],
+    /// The label behind its length octet.
+    bytes: [u8; 49],
     length: u8,
 }
 
@@ -246,30 +247,36 @@ impl DashedLabel {
     pub fn new(ip: IpAddr) -> Self {
         use std::io::Write;
         let mut label = Self {
-            bytes: [0; 48],
+            bytes: [0; 49],
             length: 0,
         };
-        let mut rest = &mut label.bytes[..];
+        let mut rest = &mut label.bytes[1..];
         // 45 octets are the longest address; writing into the array cannot fail.
         let _ = write!(rest, "{ip}");
         let left = rest.len();
         let mut length = 48 - left;
-        for byte in &mut label.bytes[..length] {
+        for byte in &mut label.bytes[1..=length] {
             if matches!(*byte, b'.' | b':') {
                 *byte = b'-';
             }
         }
-        if label.bytes[..length].last() == Some(&b'-') {
-            label.bytes[length] = b'0';
+        if label.bytes[1..=length].last() == Some(&b'-') {
+            label.bytes[length + 1] = b'0';
             length += 1;
         }
         label.length = length as u8;
+        label.bytes[0] = label.length;
         label
     }
 
     /// The label without a length octet.
     pub fn as_bytes(&self) -> &[u8] {
-        &self.bytes[..usize::from(self.length)]
+        &self.wire()[1..]
+    }
+
+    /// The label in wire form.
+    pub fn wire(&self) -> &[u8] {
+        &self.bytes[..=usize::from(self.length)]
     }
 }
 

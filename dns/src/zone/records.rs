@@ -13,6 +13,8 @@ use super::reverse::Pointers;
 pub const SOA_TIMERS: [u32; 3] = [7200, 1800, 86_400];
 /// The text at `dns-version` (specification 1.1.0 section 2.2).
 pub const DNS_VERSION: &[u8] = b"1.1.0";
+/// The text at `dns-version` of a zone of ServiceImports (KEP-1645).
+pub const MULTICLUSTER_VERSION: &[u8] = b"1.0.0";
 /// The TTL of the text at `dns-version` (specification 1.1.0 section 2.2).
 pub const DNS_VERSION_TTL: u32 = 28_800;
 
@@ -137,9 +139,9 @@ pub struct Target<'a> {
     pub v6: &'a [Ipv6Addr],
 }
 
-/// A label that is stored or made of an address.
+/// The labels of an endpoint before its Service, stored or made of an address.
 pub enum Label<'a> {
-    /// A hostname.
+    /// A hostname in wire form; of another cluster's endpoint the cluster's label too.
     Stored(&'a [u8]),
     /// A dashed address.
     Dashed(DashedLabel),
@@ -148,11 +150,11 @@ pub enum Label<'a> {
 // === impl Label ===
 
 impl Label<'_> {
-    /// The label without its length octet.
-    pub fn as_bytes(&self) -> &[u8] {
+    /// The labels in wire form.
+    pub fn wire(&self) -> &[u8] {
         match self {
             Self::Stored(bytes) => bytes,
-            Self::Dashed(label) => label.as_bytes(),
+            Self::Dashed(label) => label.wire(),
         }
     }
 }

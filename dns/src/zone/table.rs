@@ -29,6 +29,8 @@ pub struct Snapshot {
     /// The serial of every zone.
     pub serial: u32,
     services: Map<Arc<[u8]>, Arc<ServiceNames>>,
+    /// ServiceImports, by the same kind of key.
+    imports: Map<Arc<[u8]>, Arc<ServiceNames>>,
     namespaces: Map<Box<[u8]>, Presence>,
     reverse: Addresses,
     /// Who has an address, for `pods verified` and for completion.
@@ -80,6 +82,7 @@ impl Snapshot {
             stale: false,
             serial,
             services: Map::default(),
+            imports: Map::default(),
             namespaces: Map::default(),
             reverse: Addresses::default(),
             pods: Map::default(),
@@ -89,6 +92,11 @@ impl Snapshot {
     /// The names of a Service, given its labels `service.namespace` in lower case and wire form.
     pub fn service(&self, key: &[u8]) -> Option<&ServiceNames> {
         self.services.get(key).map(|names| &**names)
+    }
+
+    /// The names of a ServiceImport, given its labels in the same form.
+    pub fn import(&self, key: &[u8]) -> Option<&ServiceNames> {
+        self.imports.get(key).map(|names| &**names)
     }
 
     /// Whether a namespace exists, given its label in lower case.
@@ -119,6 +127,11 @@ impl Snapshot {
     /// The names of every Service.
     pub fn services(&self) -> impl Iterator<Item = &ServiceNames> {
         self.services.values().map(|names| &**names)
+    }
+
+    /// The names of every ServiceImport.
+    pub fn imports(&self) -> impl Iterator<Item = &ServiceNames> {
+        self.imports.values().map(|names| &**names)
     }
 
     /// Every address that has names.
@@ -173,6 +186,21 @@ impl Snapshot {
             }
             None => {
                 self.services.remove_mut(&key);
+            }
+        }
+        true
+    }
+
+    /// The same for a ServiceImport, whose addresses have no names.
+    fn replace_import(&mut self, name: &ServiceName, names: Option<ServiceNames>) -> bool {
+        let Some(key) = service_key(name) else { return false };
+        if self.import(&key) == names.as_ref() {
+            return false;
+        }
+        match names {
+            Some(names) => self.imports.insert_mut(key, Arc::new(names)),
+            None => {
+                self.imports.remove_mut(&key);
             }
         }
         true
@@ -249,10 +277,16 @@ impl Zone {
                 {
                     self.rebuild(world, &view.service.name, &mut applied);
                 }
+                for import in world.imports().filter(|import| import.name.namespace == *name) {
+                    self.rebuild_import(world, &import.name, &mut applied);
+                }
             }
         }
         for name in &delta.services {
             self.rebuild(world, name, &mut applied);
+        }
+        for name in &delta.imports {
+            self.rebuild_import(world, name, &mut applied);
         }
         if config.needs_pods() {
             for name in &delta.pods {
@@ -274,6 +308,15 @@ impl Zone {
         let names = view.and_then(|view| ServiceNames::build(&view, naming));
         applied.built += 1;
         applied.changed += usize::from(self.work.replace(name, names));
+    }
+
+    fn rebuild_import(&mut self, world: &World, name: &ServiceName, applied: &mut Applied) {
+        let naming = &self.work.config.naming;
+        let exposed = naming.exposes(&name.namespace, world.namespace(&name.namespace));
+        let view = world.import(name).filter(|_| exposed);
+        let names = view.and_then(|view| ServiceNames::build_import(&view, naming));
+        applied.built += 1;
+        applied.changed += usize::from(self.work.replace_import(name, names));
     }
 
     fn replace_pod(&mut self, name: &PodName, pod: Option<&Pod>) -> bool {
@@ -313,6 +356,9 @@ impl Zone {
             }
             for view in world.services() {
                 self.rebuild(world, &view.service.name, &mut applied);
+            }
+            for import in world.imports() {
+                self.rebuild_import(world, &import.name, &mut applied);
             }
         }
         if config.needs_pods() && !old.needs_pods() {

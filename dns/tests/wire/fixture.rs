@@ -32,6 +32,12 @@ pub fn events(yaml: &str) -> Vec<Event> {
                 let namespace = serde_json::from_value(value).unwrap_or_else(|e| panic!("{e}: {document}"));
                 parse::parse_namespace(&namespace, &mut faults).map(Object::Namespace)
             }
+            "ServiceImport" => {
+                let meta = serde_json::from_value(value["metadata"].clone()).unwrap();
+                let spec = serde_json::from_value(value["spec"].clone()).unwrap();
+                parse::parse_service_import(&meta, &spec, &mut faults)
+                    .map(|import| Object::ServiceImport(Box::new(import)))
+            }
             "Pod" => {
                 let pod = serde_json::from_value(value).unwrap_or_else(|e| panic!("{e}: {document}"));
                 parse::parse_pod(&pod, &mut interner, &mut faults).map(|pod| Object::Pod(Box::new(pod)))

@@ -11,6 +11,7 @@ mod fixture;
 mod forwarding;
 mod fuzz;
 mod live;
+mod multicluster;
 mod options;
 mod properties;
 mod protocol;

@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use super::feed::channel;
 use super::wants::{HEADLESS_LABEL, SERVICE_PROXY_NAME_LABEL};
 use super::{Feed, NodeSelection, ServiceSelection, SliceSelection, SourceError, Wants};
+pub(crate) use kinds::ServiceImport;
 use kinds::Watched;
 use watch::{Selection, Watches};
 
@@ -85,6 +86,9 @@ pub(crate) async fn start(options: Options, wants: Wants, shutdown: Cancellation
     if wants.pods {
         watches.spawn::<core::Pod>(selected());
     }
+    if wants.imports {
+        watches.spawn::<ServiceImport>(all());
+    }
     if wants.service_cidrs {
         watches.spawn::<networking::ServiceCIDR>(all());
     }
@@ -108,6 +112,7 @@ fn kinds_of(wants: &Wants) -> Vec<&'static str> {
         (core::Namespace::NAME, wants.namespaces),
         (core::Pod::NAME, wants.pods),
         (networking::ServiceCIDR::NAME, wants.service_cidrs),
+        (ServiceImport::NAME, wants.imports),
     ];
     kinds
         .into_iter()

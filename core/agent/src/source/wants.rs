@@ -56,6 +56,8 @@ pub struct Wants {
     pub pods: bool,
     /// ServiceCIDRs.
     pub service_cidrs: bool,
+    /// ServiceImports, where the API server has them.
+    pub imports: bool,
     /// Services and Pods must match it. Slices need not: they count with their Service.
     pub labels: Selector,
 }
@@ -73,6 +75,7 @@ impl Wants {
             namespaces: false,
             pods: false,
             service_cidrs: true,
+            imports: false,
             labels: Selector::default(),
         }
     }
@@ -87,6 +90,7 @@ impl Wants {
             namespaces: true,
             pods: false,
             service_cidrs: false,
+            imports: false,
             labels: Selector::default(),
         }
     }
@@ -114,6 +118,7 @@ impl Wants {
             Object::Namespace(_) => self.namespaces,
             Object::Pod(_) => self.pods,
             Object::ServiceCidr(_) => self.service_cidrs,
+            Object::ServiceImport(_) => self.imports,
         }
     }
 }

@@ -6,11 +6,18 @@ use k8s_openapi::api::discovery::v1 as discovery;
 
 use super::{Fault, Faults, namespaced, parse_ip, parse_port, parse_protocol};
 use crate::endpoint::{Conditions, Endpoint, EndpointNames, EndpointPort, EndpointSlice, Hints};
+use crate::import::Imported;
 use crate::name::{Interner, NamespacedName};
 use crate::service::Family;
 
 /// Label of an EndpointSlice that names its Service.
 pub const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
+/// Every label of an EndpointSlice that is read.
+pub const SLICE_LABELS: [&str; 3] = [SERVICE_NAME_LABEL, IMPORT_NAME_LABEL, SOURCE_CLUSTER_LABEL];
+/// Label of an EndpointSlice of another cluster that names its ServiceImport.
+const IMPORT_NAME_LABEL: &str = "multicluster.kubernetes.io/service-name";
+/// Label of an EndpointSlice of another cluster that names that cluster.
+const SOURCE_CLUSTER_LABEL: &str = "multicluster.kubernetes.io/source-cluster";
 /// Annotation of an EndpointSlice: when what it follows from happened.
 pub const LAST_CHANGE_TRIGGER: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 
@@ -32,9 +39,19 @@ pub fn parse_endpoint_slice(
             return None;
         }
     };
-    let service = meta.labels.as_ref().and_then(|labels| labels.get(SERVICE_NAME_LABEL));
-    let service = service.filter(|service| !service.is_empty());
+    let label = |label: &str| {
+        let value = meta.labels.as_ref().and_then(|labels| labels.get(label));
+        value.filter(|value| !value.is_empty())
+    };
+    let service = label(SERVICE_NAME_LABEL);
     let service = service.map(|service| NamespacedName::new(name.namespace.clone(), interner.intern(service)));
+    let imported = label(IMPORT_NAME_LABEL).zip(label(SOURCE_CLUSTER_LABEL));
+    let imported = imported.map(|(service, cluster)| {
+        Box::new(Imported {
+            service: NamespacedName::new(name.namespace.clone(), interner.intern(service)),
+            cluster: interner.intern(cluster),
+        })
+    });
     let trigger = meta
         .annotations
         .as_ref()
@@ -72,6 +89,7 @@ pub fn parse_endpoint_slice(
     Some(EndpointSlice {
         name,
         service,
+        imported,
         family,
         ports: ports.into(),
         endpoints: endpoints.into(),

@@ -54,6 +54,7 @@ fn slice(name: &str, of: &str, port: (&str, u16), endpoints: Vec<Endpoint>) -> E
         port: Some(port.1),
     };
     Event::Apply(Object::EndpointSlice(EndpointSlice {
+        imported: None,
         name: NamespacedName::new("default", name),
         service: Some(NamespacedName::new("default", of)),
         family: Family::V4,

@@ -1,11 +1,14 @@
 //! kinds: what the watch has to know of each kind.
 
+use std::borrow::Cow;
 use std::fmt::Debug;
 
 use ::kube::Resource;
 use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery, networking::v1 as networking};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use portolan_model::parse::ServiceImportSpec;
 use portolan_model::{Fault, Interner, NamespacedName, Object, ObjectKey, parse};
+use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use super::body::Malformed;
@@ -128,6 +131,68 @@ impl Watched for networking::ServiceCIDR {
 
     fn key(name: NamespacedName) -> ObjectKey {
         ObjectKey::ServiceCidr(name.name)
+    }
+}
+
+/// A ServiceImport (KEP-1645). The API is an extension, so no library has its type.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq)]
+pub(crate) struct ServiceImport {
+    pub(crate) metadata: ObjectMeta,
+    #[serde(default)]
+    pub(crate) spec: ServiceImportSpec,
+}
+
+impl ServiceImport {
+    pub(crate) const GROUP: &'static str = "multicluster.x-k8s.io";
+    pub(crate) const API_VERSION: &'static str = "multicluster.x-k8s.io/v1alpha1";
+}
+
+impl Resource for ServiceImport {
+    type DynamicType = ();
+    type Scope = k8s_openapi::NamespaceResourceScope;
+
+    fn kind((): &()) -> Cow<'_, str> {
+        "ServiceImport".into()
+    }
+
+    fn group((): &()) -> Cow<'_, str> {
+        Self::GROUP.into()
+    }
+
+    fn version((): &()) -> Cow<'_, str> {
+        "v1alpha1".into()
+    }
+
+    fn plural((): &()) -> Cow<'_, str> {
+        "serviceimports".into()
+    }
+
+    fn meta(&self) -> &ObjectMeta {
+        &self.metadata
+    }
+
+    fn meta_mut(&mut self) -> &mut ObjectMeta {
+        &mut self.metadata
+    }
+}
+
+impl Watched for ServiceImport {
+    const NAME: &'static str = "ServiceImport";
+    /// A cluster that is in no set has no such kind.
+    const OPTIONAL: bool = true;
+
+    /// The API server has extensions in JSON only.
+    fn decode(_: Fields<'_>, _: bool) -> Result<Self, Malformed> {
+        Err(Malformed::Magic)
+    }
+
+    fn parse(&self, _: &mut Interner, faults: &mut Vec<Fault>) -> Option<Object> {
+        let import = parse::parse_service_import(&self.metadata, &self.spec, faults)?;
+        Some(Object::ServiceImport(Box::new(import)))
+    }
+
+    fn key(name: NamespacedName) -> ObjectKey {
+        ObjectKey::ServiceImport(name)
     }
 }
 

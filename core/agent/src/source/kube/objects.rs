@@ -16,7 +16,7 @@ use super::protobuf::{Fields, Value};
 #[derive(Clone, Copy)]
 enum Labels {
     None,
-    Only(&'static str),
+    Only(&'static [&'static str]),
     All,
 }
 
@@ -111,7 +111,7 @@ pub(crate) fn endpoint_slice(object: Fields<'_>, names: bool) -> Result<discover
     let mut found = discovery::EndpointSlice::default();
     for field in object {
         match field? {
-            (1, value) => found.metadata = metadata(value.fields()?, Labels::Only(parse::SERVICE_NAME_LABEL))?,
+            (1, value) => found.metadata = metadata(value.fields()?, Labels::Only(&parse::SLICE_LABELS))?,
             (2, value) => found.endpoints.push(endpoint(value.fields()?, names)?),
             (3, value) => found
                 .ports
@@ -314,7 +314,7 @@ fn metadata(meta: Fields<'_>, labels: Labels) -> Result<ObjectMeta, Malformed> {
                 let (key, value) = pair(value)?;
                 let wanted = match labels {
                     Labels::None => false,
-                    Labels::Only(wanted) => key == wanted,
+                    Labels::Only(wanted) => wanted.contains(&key),
                     Labels::All => true,
                 };
                 if wanted {

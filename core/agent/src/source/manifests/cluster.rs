@@ -150,6 +150,8 @@ impl Cluster {
             Manifest::EndpointSlice(o) => {
                 parse::parse_endpoint_slice(o, &mut self.interner, &mut faults).map(Object::EndpointSlice)
             }
+            Manifest::ServiceImport(o) => parse::parse_service_import(&o.metadata, &o.spec, &mut faults)
+                .map(|import| Object::ServiceImport(Box::new(import))),
             Manifest::StatefulSet(_) | Manifest::Endpoints(_) => None,
         };
         for Fault { field, cause, .. } in faults {
@@ -208,6 +210,7 @@ impl Cluster {
             Kind::Pod => ObjectKey::Pod(name()),
             Kind::Service => ObjectKey::Service(name()),
             Kind::EndpointSlice => ObjectKey::EndpointSlice(name()),
+            Kind::ServiceImport => ObjectKey::ServiceImport(name()),
             Kind::StatefulSet | Kind::Endpoints => return self.count_namespace(&id.namespace, false, round),
         };
         round.output.events.push(Event::Delete(key));

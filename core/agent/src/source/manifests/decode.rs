@@ -9,6 +9,8 @@ use portolan_model::ObjectRef;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use crate::source::kube::ServiceImport;
+
 /// The kinds that are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Kind {
@@ -20,6 +22,7 @@ pub(crate) enum Kind {
     Service,
     Endpoints,
     EndpointSlice,
+    ServiceImport,
 }
 
 /// The identity of an object.
@@ -42,6 +45,7 @@ pub(crate) enum Manifest {
     Service(Box<core::Service>),
     Endpoints(core::Endpoints),
     EndpointSlice(discovery::EndpointSlice),
+    ServiceImport(ServiceImport),
 }
 
 /// What a document turned out to be.
@@ -74,6 +78,7 @@ impl Kind {
             Self::Service => "Service",
             Self::Endpoints => "Endpoints",
             Self::EndpointSlice => "EndpointSlice",
+            Self::ServiceImport => "ServiceImport",
         }
     }
 
@@ -91,6 +96,7 @@ impl Kind {
             ("", "Endpoints") => (Self::Endpoints, core::Endpoints::API_VERSION),
             ("apps", "StatefulSet") => (Self::StatefulSet, apps::StatefulSet::API_VERSION),
             ("discovery.k8s.io", "EndpointSlice") => (Self::EndpointSlice, discovery::EndpointSlice::API_VERSION),
+            (ServiceImport::GROUP, "ServiceImport") => (Self::ServiceImport, ServiceImport::API_VERSION),
             ("networking.k8s.io", "ServiceCIDR") => (Self::ServiceCidr, networking::ServiceCIDR::API_VERSION),
             _ => return None,
         };
@@ -137,6 +143,7 @@ impl Manifest {
             Self::Service(o) => &o.metadata,
             Self::Endpoints(o) => &o.metadata,
             Self::EndpointSlice(o) => &o.metadata,
+            Self::ServiceImport(o) => &o.metadata,
         }
     }
 
@@ -150,6 +157,7 @@ impl Manifest {
             Self::Service(o) => &mut o.metadata,
             Self::Endpoints(o) => &mut o.metadata,
             Self::EndpointSlice(o) => &mut o.metadata,
+            Self::ServiceImport(o) => &mut o.metadata,
         }
     }
 
@@ -205,6 +213,7 @@ pub(crate) fn decode(value: Value) -> Result<Decoded, Refusal> {
         Kind::Service => Manifest::Service(typed(value, &object)?),
         Kind::Endpoints => Manifest::Endpoints(typed(value, &object)?),
         Kind::EndpointSlice => Manifest::EndpointSlice(typed(value, &object)?),
+        Kind::ServiceImport => Manifest::ServiceImport(typed(value, &object)?),
     };
     let id = identify(kind, &mut manifest).ok_or_else(|| Refusal {
         object: Some(object),

@@ -131,6 +131,7 @@ fn finish(service: &ServiceName, grouped: Grouped) -> Vec<EndpointSlice> {
             port: Some(number),
         });
         EndpointSlice {
+            imported: None,
             name: NamespacedName::new(service.namespace.clone(), name),
             service: Some(service.clone()),
             family,

@@ -65,7 +65,7 @@ impl Cluster {
                 }
             }
             Kind::Node => self.touch_zone(&id.name, old, new, round),
-            Kind::Namespace | Kind::ServiceCidr | Kind::EndpointSlice => {}
+            Kind::Namespace | Kind::ServiceCidr | Kind::EndpointSlice | Kind::ServiceImport => {}
         }
     }
 
