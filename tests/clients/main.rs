@@ -11,7 +11,8 @@ use portolan_lab::cleanup;
 use portolan_lab::cluster::Cluster;
 use portolan_lab::daemon::Daemon;
 use portolan_lab::lab::Lab;
-use portolan_lab::process::Place;
+use portolan_lab::process::{Place, Process};
+use portolan_lab::run::start_upstream;
 use portolan_lab::subject::{DnsSubject, ProxySubject, dns_service};
 use serde_json::{Value, json};
 
@@ -20,6 +21,7 @@ const MOST: usize = 4090;
 
 struct Site {
     _daemons: Vec<Daemon>,
+    _upstream: Process,
     cluster: Cluster,
     client: Place,
     musl: PathBuf,
@@ -131,7 +133,7 @@ fn huge_answer(site: &Site, all: &BTreeSet<String>) -> Result<()> {
 impl Site {
     /// One node with proxy and DNS server, and a pod to ask from.
     fn raise() -> Result<Self> {
-        let lab = Lab::builder().nodes(1).outside(1).build()?;
+        let lab = Lab::builder().nodes(1).outside(2).build()?;
         let dir = lab.scratch().join("manifests");
         let musl = compile(lab.scratch())?;
         let cluster = Cluster::from_manifests(lab, &dir)?;
@@ -176,7 +178,8 @@ impl Site {
         }
         let (lab, source) = (cluster.lab(), cluster.source());
         let dns_pod = lab.pod("kube-system/dns").context("the DNS server has no pod")?;
-        let upstream = lab.outside().first().context("no outside host")?.address.v4;
+        let upstream_process = start_upstream(lab)?;
+        let upstream = lab.host("outside-2").context("no upstream")?.address.v4;
         let dns = DnsSubject::Portolan.start(lab, &dns_pod, &source, upstream.into())?;
         let proxy = ProxySubject::Nft.start(lab, lab.node("node-1")?, &source)?;
         let daemons: Vec<Daemon> = dns.into_iter().chain([proxy]).collect();
@@ -184,6 +187,7 @@ impl Site {
         let client = lab.place("client")?;
         Ok(Self {
             _daemons: daemons,
+            _upstream: upstream_process,
             cluster,
             client,
             musl,

@@ -384,8 +384,11 @@ impl Session {
     }
 }
 
-/// Starts the server that answers for names outside the cluster.
-fn start_upstream(lab: &Lab) -> Result<Process> {
+/// Starts the server that answers for names outside the cluster, on the second outside host.
+///
+/// # Errors
+/// When the lab has no such host, or the server does not start.
+pub fn start_upstream(lab: &Lab) -> Result<Process> {
     let host = lab.host("outside-2").context("the lab has no second outside host")?;
     let mut command = host.place.command(probe::binary()?);
     let ready = lab.scratch().join("upstream.ready");
