@@ -32,7 +32,6 @@ const DIFFERENT: &[&str] = &[
     "cluster.local. NS",
     "in-addr.arpa. NS",
     "ns.dns A",
-    "ns.dns AAAA",
     "cluster.local. TXT",
     "svc TXT",
     "shop.svc TXT",
