@@ -45,7 +45,7 @@ pub enum Command {
     Explain(ExplainArgs),
     /// Ask the running daemon how it is doing
     Status(StatusArgs),
-    /// Remove everything that this program ever programmed on this node
+    /// Remove everything that this program ever programmed on this node, or what kube-proxy did
     Cleanup(CleanupArgs),
 }
 
@@ -127,6 +127,9 @@ pub struct RunArgs {
     /// Send PROXY protocol v2 to endpoints (userspace backend only; every endpoint must expect it)
     #[arg(long)]
     pub proxy_protocol: bool,
+    /// Serve the page for people even where --metrics-bind-address is not a loopback address
+    #[arg(long)]
+    pub expose_page: bool,
     /// The cgroup2 directory that eBPF programs are attached to; default: the root of the mounted hierarchy
     #[arg(long, value_name = "DIR")]
     pub cgroup: Option<PathBuf>,
@@ -146,6 +149,20 @@ pub struct RunArgs {
     /// kube-proxy's flags
     #[command(flatten)]
     pub kube_proxy: KubeProxyFlags,
+}
+
+/// Flags of `cleanup`.
+#[derive(Args, Clone, Debug)]
+pub struct CleanupArgs {
+    /// Where eBPF maps and links are pinned
+    #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/portolan")]
+    pub bpffs: PathBuf,
+    /// Remove kube-proxy's rules (modes nftables and iptables) instead of our own
+    #[arg(long)]
+    pub kube_proxy: bool,
+    /// Remove them even though ours are not there, which leaves this node without Services
+    #[arg(long, requires = "kube_proxy")]
+    pub force: bool,
 }
 
 /// Flags of `plan`.
@@ -183,14 +200,6 @@ pub struct ExplainArgs {
     /// Output format
     #[arg(long, short, value_name = "FORMAT", default_value = "text")]
     pub output: Output,
-}
-
-/// Flags of `cleanup`.
-#[derive(Args, Debug)]
-pub struct CleanupArgs {
-    /// Where eBPF maps and links are pinned
-    #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/portolan")]
-    pub bpffs: PathBuf,
 }
 
 /// Flags of `status`.

@@ -229,6 +229,11 @@ impl Desired {
         self.node_plan.notes.iter().cloned().chain(of_services).collect()
     }
 
+    /// Notes of a Service's plan.
+    pub fn notes_of(&self, name: &ServiceName) -> &[String] {
+        self.notes.get(name).map_or(&[], Vec::as_slice)
+    }
+
     /// How many Services policy Local leaves without endpoints on this node: by the internal, by the external policy.
     pub fn without_local_endpoints(&self) -> (usize, usize) {
         let count = |which: fn(&(bool, bool)) -> bool| self.no_local.values().filter(|flags| which(flags)).count();

@@ -1,5 +1,7 @@
 //! What the proxy answers over HTTP: kube-proxy's `/healthz`, `/livez` and `/proxyMode`, and our own `/status`.
 
+pub mod page;
+
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -55,21 +57,24 @@ pub fn admin_routes(shared: Shared) -> Router {
 }
 
 async fn healthz(State(shared): State<Shared>) -> Response {
-    let health = shared.state.health();
+    let now = SystemTime::now();
+    let health = shared.state.health(now);
     let code = code(health.healthy && health.node_eligible);
     shared.metrics.healthz(code.as_u16());
     answer(
         code,
-        &HealthBody::new(health, Some(health.node_eligible), SystemTime::now()),
+        &HealthBody::new(health, health.healthy, Some(health.node_eligible), now),
     )
 }
 
-/// The same without the node's eligibility: a draining node must not restart the pod.
+/// The same without the node's eligibility, and while the first objects are awaited: neither a draining node nor an API
+/// server that is away must restart the pod.
 async fn livez(State(shared): State<Shared>) -> Response {
-    let health = shared.state.health();
-    let code = code(health.healthy);
+    let now = SystemTime::now();
+    let health = shared.state.health(now);
+    let code = code(health.alive);
     shared.metrics.livez(code.as_u16());
-    answer(code, &HealthBody::new(health, None, SystemTime::now()))
+    answer(code, &HealthBody::new(health, health.alive, None, now))
 }
 
 fn code(good: bool) -> StatusCode {
@@ -111,7 +116,7 @@ struct Family {
 // === impl HealthBody ===
 
 impl HealthBody {
-    fn new(health: Health, node_eligible: Option<bool>, now: SystemTime) -> Self {
+    fn new(health: Health, healthy: bool, node_eligible: Option<bool>, now: SystemTime) -> Self {
         let time = |time: SystemTime| {
             Timestamp::try_from(time)
                 .map(|time| time.to_string())
@@ -120,13 +125,13 @@ impl HealthBody {
         let last_updated = health.last_updated.map_or_else(|| "0001-01-01T00:00:00Z".into(), time);
         let family = Family {
             last_updated: last_updated.clone(),
-            healthy: health.healthy,
+            healthy,
         };
         Self {
             last_updated,
             current_time: time(now),
             node_eligible,
-            healthy: health.healthy,
+            healthy,
             status: Families {
                 v4: family.clone(),
                 v6: family,

@@ -16,6 +16,7 @@ pub mod lease;
 pub mod limits;
 pub mod memory;
 pub mod metrics;
+pub mod page;
 #[cfg(target_os = "linux")]
 pub mod rivals;
 #[cfg(target_os = "linux")]

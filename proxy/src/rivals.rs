@@ -96,7 +96,8 @@ impl Evidence {
             }
             found.join(", ")
         };
-        let kube_proxy = "stop kube-proxy on this node, then run `kube-proxy --cleanup`";
+        let kube_proxy = "stop kube-proxy on this node, then run `portolan-proxy cleanup --kube-proxy`";
+        let legacy = "stop kube-proxy on this node, then run `kube-proxy --cleanup`";
         let tables = chains(|table, _| table == "kube-proxy");
         if !tables.is_empty() {
             add(
@@ -112,7 +113,7 @@ impl Evidence {
         }
         if !self.legacy.is_empty() {
             let seen = format!("chain KUBE-SERVICES in {}", self.legacy.join(" and "));
-            add("kube-proxy in iptables mode", seen, kube_proxy);
+            add("kube-proxy in iptables mode", seen, legacy);
         }
         let servers = self.ip_vs.lines();
         let servers = servers.filter(|line| ["TCP", "UDP", "SCTP"].iter().any(|word| line.starts_with(word)));

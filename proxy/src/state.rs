@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 use crate::explain::Answer;
+use crate::page::Page;
 
 /// What `portolan-proxy status` prints and `/status` answers.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq, Eq)]
@@ -50,6 +51,8 @@ pub enum Question {
     Status(oneshot::Sender<Status>),
     /// What happens to a connection, and whether the kernel agrees.
     Explain(Packet, oneshot::Sender<Answer>),
+    /// What the page shows of the Services whose names hold this text.
+    Page(String, oneshot::Sender<Page>),
 }
 
 /// Shared state.
@@ -72,8 +75,10 @@ struct Timing {
 /// What `/healthz` and `/livez` say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Health {
-    /// Nothing has been waiting for too long.
+    /// Everything was programmed once, and nothing has been waiting for too long since.
     pub healthy: bool,
+    /// Nothing has been waiting for too long. True while the daemon waits for its source: to start it anew would not help.
+    pub alive: bool,
     /// The Node is there to stay: neither deleted nor about to be removed by the autoscaler.
     pub node_eligible: bool,
     /// When rules last were what they should be: now, when nothing waits.
@@ -119,19 +124,20 @@ impl State {
     }
 
     /// The state of health at this moment.
-    pub fn health(&self) -> Health {
+    pub fn health(&self, now: SystemTime) -> Health {
         let timing = *lock(&self.timing);
-        let now = SystemTime::now();
         let waited = timing
             .pending_since
             .map(|since| now.duration_since(since).unwrap_or_default());
-        let healthy = timing.last_updated.is_some() && waited.is_none_or(|waited| waited <= self.patience);
+        let alive = waited.is_none_or(|waited| waited <= self.patience);
+        let healthy = alive && timing.last_updated.is_some();
         self.healthy.store(healthy, Ordering::Relaxed);
         let last_updated = timing
             .last_updated
             .map(|last| if waited.is_some() { last } else { now });
         Health {
             healthy,
+            alive,
             node_eligible: timing.node_eligible,
             last_updated,
         }

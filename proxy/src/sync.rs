@@ -25,6 +25,7 @@ use crate::host;
 use crate::lease::{Lease, Turn, Turns};
 use crate::memory;
 use crate::metrics::Metrics;
+use crate::page::History;
 use crate::state::{Question, State, Status};
 
 /// First wait after a failure; it doubles up to [`LONGEST_RETRY`].
@@ -79,6 +80,7 @@ struct Progress {
     last_error: Option<String>,
     /// Another process programs this node: who, for `status`.
     standing_by: Option<String>,
+    history: History,
 }
 
 // === impl Sync ===
@@ -95,6 +97,7 @@ impl Sync {
             last_sync: None,
             last_error: None,
             standing_by: None,
+            history: History::default(),
         };
         let mut look_at_host = tokio::time::interval(HOST_INTERVAL);
         loop {
@@ -136,9 +139,11 @@ impl Sync {
             progress.faults.push_back(problem.to_string());
         }
         let arrived = self.desired.take_in(batch.events);
-        if self.desired.is_dirty() && progress.standing_by.is_none() {
+        // Before the source is complete nothing is meant to be programmed, so nothing is late.
+        if batch.synced && self.desired.is_dirty() && progress.standing_by.is_none() {
             self.state.queued();
         }
+        progress.history.arrived(arrived.0 + arrived.1);
         self.metrics.queued(&self.desired, arrived, batch.problems.len());
         progress.synced = batch.synced;
     }
@@ -208,6 +213,9 @@ impl Sync {
         };
         let backend = &mut self.backend;
         let outcome = tokio::task::block_in_place(|| backend.apply(&change));
+        progress
+            .history
+            .tried(&change, outcome.as_ref().map_err(ToString::to_string));
         match outcome {
             Ok(report) => self.applied(&change, &occasion, &report, progress),
             Err(error) => self.failed(&error, progress),
@@ -299,6 +307,10 @@ impl Sync {
                     })
                 });
                 drop(asker.send(Answer::new(&explanation, kernel)));
+            }
+            Question::Page(filter, asker) => {
+                let page = progress.history.page(&self.desired, self.status(progress), &filter);
+                drop(asker.send(page));
             }
         }
     }

@@ -361,7 +361,10 @@ impl Lab {
     }
 
     /// Writes a file into the scratch directory and returns its path.
-    pub(crate) fn write(&self, name: &str, text: &str) -> Result<PathBuf> {
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn write(&self, name: &str, text: &str) -> Result<PathBuf> {
         let file = self.scratch.join(name);
         fs::write(&file, text).with_context(|| format!("{} cannot be written", file.display()))?;
         Ok(file)

@@ -147,8 +147,6 @@ fn event(notice: &Notice, namespace: &str, controller: &str, instance: &str) -> 
         kind: Some(notice.kind.into()),
         namespace: Some(notice.namespace.clone()).filter(|namespace| !namespace.is_empty()),
         name: Some(notice.name.clone()),
-        // kube-proxy does the same, so that `kubectl describe node` finds the Event.
-        uid: (notice.kind == "Node").then(|| notice.name.clone()),
         ..ObjectReference::default()
     };
     Event {

@@ -10,6 +10,7 @@ mod difference;
 mod entries;
 mod frame;
 pub mod inspect;
+mod leftovers;
 mod mirror;
 mod monitor;
 mod netlink;
@@ -31,6 +32,7 @@ use portolan_plan::{Explanation, NodePlan};
 use tokio::sync::mpsc::Sender;
 use tracing::{debug, warn};
 
+pub use leftovers::{is_programmed, remove_kube_proxy};
 pub(crate) use probe::all_chains;
 pub use probe::{cleanup, probe};
 

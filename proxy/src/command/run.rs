@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use axum::Router;
 use portolan_agent::admin::Admin;
 use portolan_agent::events::{Notice, Recorder, Severity};
 use portolan_agent::{shutdown, source};
@@ -51,6 +52,8 @@ pub async fn run(args: &RunArgs, settings: Settings) -> anyhow::Result<()> {
     if args.kube_proxy.cleanup {
         return cleanup::run(&CleanupArgs {
             bpffs: args.bpffs.clone(),
+            kube_proxy: false,
+            force: false,
         });
     }
     prepare_node(args, &settings);
@@ -89,8 +92,16 @@ pub async fn run(args: &RunArgs, settings: Settings) -> anyhow::Result<()> {
         config: Arc::new(settings.config),
     };
     let health = Admin::new().merge(http::health_routes(shared.clone()));
+    // Whoever reaches the page sees every Service of the cluster.
+    let shown = args.expose_page || settings.metrics.is_some_and(|address| address.ip().is_loopback());
+    let page = if shown {
+        http::page::routes(shared.clone())
+    } else {
+        Router::new()
+    };
     let admin = Admin::new()
         .merge(http::admin_routes(shared))
+        .merge(page)
         .metrics(Arc::new(registry))
         .version();
     let hard_fail = settings.bind_address_hard_fail;

@@ -148,6 +148,20 @@ pub static ALL: &[Check] = &[
         packages(&["conntrack"], &["conntrack-tools"]),
     ),
     required(
+        "iptables",
+        REFERENCE,
+        "what kube-proxy programs in its mode iptables (the proxy itself never calls it)",
+        || program("iptables"),
+        packages(&["iptables"], &["iptables"]),
+    ),
+    required(
+        "chromium",
+        REFERENCE,
+        "opens the proxy's page as people do",
+        || program("chromium"),
+        packages(&["chromium"], &["chromium"]),
+    ),
+    required(
         "root",
         LAB,
         "namespaces and rules need it; without it the demo runs in userspace on loopback",

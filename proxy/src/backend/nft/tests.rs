@@ -6,6 +6,7 @@
 mod encoding;
 mod fake;
 mod kernel;
+mod leftovers;
 pub(super) mod namespace;
 mod properties;
 

@@ -11,6 +11,7 @@ use crate::source::Batch;
 mod api_server;
 mod fake;
 mod real;
+mod scripted;
 
 /// Long enough for a loaded machine; nothing waits for it when all is well.
 const PATIENCE: Duration = Duration::from_secs(120);
