@@ -280,8 +280,11 @@ fn first_column(text: &str) -> String {
 /// The data of the A records in what dig prints.
 fn records(text: &str) -> BTreeSet<String> {
     let rows = text.lines().filter(|line| !line.starts_with(';'));
-    rows.filter_map(|line| line.split_once("\tA\t").map(|(_, data)| data.to_owned()))
-        .collect()
+    rows.filter_map(|line| match line.split_whitespace().collect::<Vec<_>>()[..] {
+        [_, _, "IN", "A", data] => Some(data.to_owned()),
+        _ => None,
+    })
+    .collect()
 }
 
 fn header_has(text: &str, flag: &str) -> bool {
