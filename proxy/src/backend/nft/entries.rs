@@ -1,6 +1,6 @@
 //! What a plan is, in elements: [`emit`] lists every element and every chain that a Service needs.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
 use portolan_model::Family;
@@ -32,11 +32,15 @@ pub(crate) struct Entry {
     pub(crate) owner: u32,
 }
 
+/// Chains by name, with how many elements refer to each.
+pub(crate) type Chains = BTreeMap<(Family, Box<str>), (usize, ChainSpec)>;
+
 /// Elements and chains that are needed, with how often each chain and each shared element is.
 #[derive(Debug, Default)]
 pub(crate) struct Needs {
     pub(crate) entries: Vec<Entry>,
-    pub(crate) chains: BTreeMap<(Family, Box<str>), (usize, ChainSpec)>,
+    /// Few, and asked for by every frontend: names are made once.
+    chains: HashMap<(Family, ChainSpec), (Box<str>, usize)>,
     pub(crate) shared: BTreeMap<Place, usize>,
     /// Endpoints that clients may stay with.
     pub(crate) members: BTreeSet<Member>,
@@ -59,9 +63,19 @@ impl Needs {
 
     /// Notes that an element refers to a chain; yields the chain's name.
     fn chain(&mut self, family: Family, spec: ChainSpec) -> Box<str> {
-        let name = spec.name();
-        self.chains.entry((family, name.clone())).or_insert((0, spec)).0 += 1;
-        name
+        let chain = self.chains.entry((family, spec));
+        let (name, count) = chain.or_insert_with_key(|(_, spec)| (spec.name(), 0));
+        *count += 1;
+        name.clone()
+    }
+
+    /// The chains by name.
+    pub(crate) fn take_chains(&mut self) -> Chains {
+        let mut chains = Chains::new();
+        for ((family, spec), (name, count)) in self.chains.drain() {
+            chains.entry((family, name)).or_insert((0, spec)).0 += count;
+        }
+        chains
     }
 
     /// Adds what the node as a whole needs.

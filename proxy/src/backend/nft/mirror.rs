@@ -10,13 +10,13 @@ use portolan_plan::{EndpointSet, FrontendKind, NodePlan, PortPlan, ServicePlan};
 use super::NftOptions;
 use super::affinity::Member;
 use super::difference::{Difference, sort};
-use super::entries::{Entry, Needs, Place, backends, emit, keep_slots};
+use super::entries::{Chains, Entry, Needs, Place, backends, emit, keep_slots};
 use super::frame::frame;
 use super::netlink::batch::Batch;
 use super::netlink::object::{Bytes, Chain, Data};
 use super::observe::Observed;
 use super::packed::Packed;
-use super::program::{ChainSpec, Program};
+use super::program::Program;
 use super::rules::Context;
 use super::schema::{Map, frontend_key, parse_endpoint, split_slot};
 use crate::backend::claims::{Claims, FrontendId, frontends};
@@ -48,7 +48,7 @@ pub(crate) struct Mirror {
     plans: BTreeMap<ServiceName, Packed>,
     claims: Claims,
     /// Chains in use, and by how many elements.
-    chains: BTreeMap<(Family, Box<str>), (usize, ChainSpec)>,
+    chains: Chains,
     /// Shared elements, and how many need them.
     shared: HashMap<Place, usize>,
     /// Endpoints that clients may stay with.
@@ -131,7 +131,7 @@ impl Mirror {
             self.members.remove(member);
         }
         self.members.append(&mut after.members);
-        self.count_chains(&mut difference, before.chains, after.chains, options);
+        self.count_chains(&mut difference, before.take_chains(), after.take_chains(), options);
         self.count_shared(&mut before.entries, &before.shared, &mut after.entries, &after.shared);
         sort(&mut before.entries);
         sort(&mut after.entries);
@@ -179,13 +179,7 @@ impl Mirror {
         }
     }
 
-    fn count_chains(
-        &mut self,
-        difference: &mut Difference,
-        before: BTreeMap<(Family, Box<str>), (usize, ChainSpec)>,
-        after: BTreeMap<(Family, Box<str>), (usize, ChainSpec)>,
-        options: &NftOptions,
-    ) {
+    fn count_chains(&mut self, difference: &mut Difference, before: Chains, after: Chains, options: &NftOptions) {
         for (key, (count, spec)) in after {
             let family = key.0;
             let context = Context {
@@ -283,8 +277,8 @@ impl Mirror {
     ) -> Difference {
         let mut difference = Difference::default();
         needs.entries.extend(needs.shared.keys().map(|place| shared(*place)));
+        self.chains = needs.take_chains();
         self.shared = needs.shared.into_iter().collect();
-        self.chains = needs.chains;
         self.members = needs.members;
         sort(&mut needs.entries);
 

@@ -45,7 +45,7 @@ pub(crate) struct Program {
 }
 
 /// A chain that elements refer to.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum ChainSpec {
     Program(Program),
     /// Remembers which endpoint a client was sent to by such a program.

@@ -176,6 +176,14 @@ proptest! {
     }
 
     #[test]
+    fn keys_sort_byte_by_byte(a in prop::collection::vec(0u8..3, 0..32), b in prop::collection::vec(0u8..3, 0..32)) {
+        // What is shorter is filled up with zeros; only then does the length decide.
+        let padded = |bytes: &[u8]| { let mut all = [0; 32]; all[..bytes.len()].copy_from_slice(bytes); (all, bytes.len()) };
+        let bytes = |bytes: &[u8]| Bytes::new(bytes).unwrap();
+        prop_assert_eq!(bytes(&a).cmp(&bytes(&b)), padded(&a).cmp(&padded(&b)));
+    }
+
+    #[test]
     fn slots_and_endpoints_parse_back(six: bool, a: [u8; 16], port: u16, slot in 0usize..100_000) {
         let address = if six { IpAddr::from(a) } else { IpAddr::from([a[0], a[1], a[2], a[3]]) };
         let frontend = frontend_key(Some(address), Protocol::Udp, port);
