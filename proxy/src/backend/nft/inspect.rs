@@ -123,6 +123,7 @@ impl<'a> Look<'a> {
     fn frontend(&mut self, plan: &ServicePlan, packet: &Packet, source: SourceKind) -> io::Result<()> {
         let mut needs = Needs::default();
         emit(&mut needs, plan, 0, |_| true);
+        let chains = needs.take_chains();
         let mut slots: BTreeMap<(Map, Bytes), Vec<Bytes>> = BTreeMap::new();
         for entry in needs.entries {
             match (&entry.data, split_slot(&entry.place.key)) {
@@ -135,7 +136,7 @@ impl<'a> Look<'a> {
         for ((map, frontend), wanted) in slots {
             self.endpoints(map, frontend, wanted)?;
         }
-        for (_, spec) in needs.chains.into_values() {
+        for (_, spec) in chains.into_values() {
             self.chain(spec.chain(self.context))?;
         }
         for place in needs.shared.into_keys() {

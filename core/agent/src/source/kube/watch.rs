@@ -5,6 +5,7 @@
 //! cannot answer that, the newest state is asked for.
 
 use std::hash::{BuildHasher, RandomState};
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use ::kube::Client;
@@ -29,6 +30,8 @@ const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::fro
 const ABSENT: Duration = Duration::from_secs(300);
 /// A watch that ends sooner without a word is not asked for again at once.
 const HASTY: Duration = Duration::from_secs(1);
+/// How long a watch may last, in seconds: the server ends it then.
+const WATCH_SECONDS: Range<u32> = 200..290;
 /// Objects in a page of a list. Servers that answer from memory ignore it.
 const PAGE: u32 = 500;
 /// A refusal of more bytes is cut.
@@ -226,6 +229,8 @@ impl Task {
         let watch = WatchParams {
             label_selector: self.selection.labels.clone(),
             field_selector: self.selection.fields.clone(),
+            // Not all at once, where one server's restart has all nodes begin at once.
+            timeout: Some(WATCH_SECONDS.start + random(0) % (WATCH_SECONDS.end - WATCH_SECONDS.start)),
             ..WatchParams::default()
         };
         let seen = self.seen.as_deref().unwrap_or_default();
@@ -355,6 +360,9 @@ impl Task {
 fn backoff(failures: u32) -> Duration {
     let (first, longest) = BACKOFF;
     let full = first.saturating_mul(1 << failures.min(10)).min(longest);
-    let random = RandomState::new().hash_one(failures) % 1024;
-    full / 2 + full.mul_f64(random as f64 / 2048.0)
+    full / 2 + full.mul_f64(f64::from(random(failures) % 1024) / 2048.0)
+}
+
+fn random(salt: u32) -> u32 {
+    RandomState::new().hash_one(salt) as u32
 }
