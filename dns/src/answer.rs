@@ -70,6 +70,8 @@ pub struct Forward {
     pub question: Question,
     /// Aliases of ours that lead out of our zones, in order.
     pub aliases: Vec<Alias>,
+    /// The name was rewritten: what puts the first one back.
+    pub undo: Option<Box<crate::rules::Undo>>,
     /// The name is one of a pod's search list: what to ask in its place.
     pub completion: Option<Completion>,
 }
@@ -194,6 +196,7 @@ impl Forward {
             question: self.question.clone(),
             aliases: vec![alias.clone()],
             completion: None,
+            undo: self.undo.clone(),
         }
     }
 }
@@ -232,6 +235,7 @@ pub fn answer_with(
             question: question.clone(),
             aliases: Vec::new(),
             completion: None,
+            undo: None,
         })),
         fast::Fast::TooHard => slow::answer(query, snapshot, client, out),
     }

@@ -21,7 +21,7 @@ use crate::zone::{Zone, ZoneConfig};
 pub async fn run(args: &AnswerArgs) -> Result<()> {
     let config = args.zone.zone()?;
     let (wire, type_) = question(args)?;
-    let snapshot = source::read_once(args.zone.source(), PATIENCE).await?;
+    let snapshot = source::read_once(args.zone.source(&config), PATIENCE).await?;
     for problem in &snapshot.problems {
         eprintln!("warning: {problem}");
     }

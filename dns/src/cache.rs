@@ -1,23 +1,29 @@
-//! The cache of upstream answers: positive and negative (RFC 2308), bounded by octets.
+//! The cache of upstream answers: positive, negative (RFC 2308) and SERVFAIL, bounded by octets.
 //!
-//! Names of our own zones never come here. Entries leave by age, oldest first, when a shard is full.
+//! Names of our own zones never come here. Entries leave by age, oldest first, when a shard is full. What is old stays for
+//! the time that upstreams are silent (RFC 8767).
+
+pub mod message;
+pub mod policy;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::answer::walk::{Section, records};
-use crate::answer::{Question, Transport, truncate};
-use crate::zone::{TYPE_OPT, TYPE_SOA};
+use crate::answer::{Ede, Question, Transport};
+use message::fit;
+use policy::{Kind, Policy};
+
+pub use message::{Prepared, prepare};
 
 const SHARDS: usize = 16;
 /// What an entry costs beside its message and key: map slot, queue slot, allocations.
 const OVERHEAD: usize = 160;
-/// The longest time that a positive answer is kept (CoreDNS's default).
-const MAX_POSITIVE: u32 = 3600;
-/// The longest time that a negative answer is kept (CoreDNS's default).
-const MAX_NEGATIVE: u32 = 1800;
+/// How long an old answer is given at once after upstreams were silent (RFC 8767 section 5, failure recheck timer).
+const RECHECK: Duration = Duration::from_secs(30);
+/// The TTL of an answer that is old (RFC 8767 section 4).
+pub const STALE_TTL: u32 = 30;
 
 /// What an entry is found by: the lower-case name, the type, DO and CD, which change what upstreams say.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -46,6 +52,10 @@ pub struct Cache {
     pub success: Counts,
     /// Negative answers.
     pub denial: Counts,
+    /// Answers fetched anew before they were old.
+    pub prefetched: AtomicU64,
+    /// Answers given although they were old.
+    pub stale: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -59,20 +69,29 @@ struct Shard {
 
 #[derive(Debug)]
 struct Entry {
-    message: Arc<[u8]>,
-    /// Offsets of every TTL in the message.
-    ttls: Arc<[u16]>,
+    prepared: Prepared,
+    policy: Arc<Policy>,
     stored: Instant,
     lifetime: Duration,
     generation: u64,
-    negative: bool,
+    kind: Kind,
+    /// Until then upstreams are not waited for, because they were silent a moment ago.
+    silent_until: Option<Instant>,
+    /// When it was asked for last, and how often without a gap.
+    asked: (Instant, u32),
+    /// Someone fetches it anew.
+    refreshing: Option<Instant>,
 }
 
-/// What was found, and for how many seconds it has been there.
-struct Hit {
-    message: Arc<[u8]>,
-    ttls: Arc<[u16]>,
-    age: u32,
+/// What the cache has.
+#[derive(Debug)]
+pub enum Look {
+    /// An answer, with its TTLs as they are by now.
+    Fresh(Prepared),
+    /// One that is old, and how long upstreams are to be waited for first.
+    Stale(Prepared, Duration),
+    /// No answer.
+    Nothing,
 }
 
 /// The key of a name and the rest of a question, built without allocating.
@@ -125,61 +144,137 @@ impl Cache {
             requests: AtomicU64::new(0),
             success: Counts::default(),
             denial: Counts::default(),
+            prefetched: AtomicU64::new(0),
+            stale: AtomicU64::new(0),
         }
     }
 
-    /// The response to a question, if it is here and young enough. `now` must not go back.
-    pub fn answer(&self, question: &Question, transport: Transport, now: Instant, out: &mut [u8]) -> Option<usize> {
+    /// The response to a question, if it is here and may be given without asking; and whether it should be fetched anew.
+    /// `now` must not go back.
+    pub fn answer(
+        &self,
+        question: &Question,
+        transport: Transport,
+        now: Instant,
+        out: &mut [u8],
+    ) -> Option<(usize, bool)> {
         let key = KeyBytes::new(question.name.sent(), question);
-        let Hit { message, ttls, age } = self.find(key.as_bytes(), now)?;
-        fit(&message, &ttls, age, question, transport, out)
-    }
-
-    /// The whole message under a key, with its TTLs as they are by now.
-    pub fn message(&self, key: &Key, now: Instant) -> Option<Vec<u8>> {
-        let Hit { message, ttls, age } = self.find(&key.0, now)?;
-        let mut message = message.to_vec();
-        age_ttls(&mut message, &ttls, age);
-        Some(message)
-    }
-
-    fn find(&self, key: &[u8], now: Instant) -> Option<Hit> {
         self.requests.fetch_add(1, Ordering::Relaxed);
-        let shard = self.shard(key);
-        let entry = shard.entries.get(key)?;
+        let mut shard = self.shard(key.as_bytes());
+        let entry = shard.entries.get_mut(key.as_bytes())?;
         let age = now.saturating_duration_since(entry.stored);
-        if age >= entry.lifetime {
+        if age < entry.lifetime {
+            let refresh = entry.wanted(age, now);
+            let (prepared, shown, kind) = (entry.prepared.clone(), entry.shown_age(age), entry.kind);
+            drop(shard);
+            self.counts(kind).hits.fetch_add(1, Ordering::Relaxed);
+            self.prefetched.fetch_add(u64::from(refresh), Ordering::Relaxed);
+            return Some((fit(&prepared, shown, None, question, transport, out)?, refresh));
+        }
+        // Old: only without waiting. Otherwise whoever asks upstream finds it again.
+        let verify = entry.stale(age, now)?;
+        if !verify.is_zero() {
             return None;
         }
-        self.counts(entry.negative).hits.fetch_add(1, Ordering::Relaxed);
-        Some(Hit {
-            message: entry.message.clone(),
-            ttls: entry.ttls.clone(),
-            age: age.as_secs() as u32,
-        })
+        let refresh = entry.refresh(now);
+        let prepared = entry.prepared.clone();
+        drop(shard);
+        self.stale.fetch_add(1, Ordering::Relaxed);
+        let old = prepared.aged(u32::MAX, STALE_TTL);
+        Some((fit(&old, 0, Some(Ede::StaleAnswer), question, transport, out)?, refresh))
     }
 
-    /// Keeps a message for as long as it allows. The message must have been checked by [`prepare`].
-    pub fn insert(&self, key: Key, prepared: &Prepared, now: Instant) {
-        let cost = key.0.len() + prepared.message.len() + 2 * prepared.ttls.len() + OVERHEAD;
-        let Some(lifetime) = prepared.lifetime.filter(|_| cost <= self.shard_octets) else {
+    /// What is here under a key.
+    pub fn look(&self, key: &Key, now: Instant) -> Look {
+        let mut shard = self.shard(&key.0);
+        let Some(entry) = shard.entries.get_mut(&key.0) else {
+            return Look::Nothing;
+        };
+        let age = now.saturating_duration_since(entry.stored);
+        if age < entry.lifetime {
+            return Look::Fresh(entry.prepared.aged(entry.shown_age(age), 0));
+        }
+        match entry.stale(age, now) {
+            Some(verify) => Look::Stale(entry.prepared.aged(u32::MAX, STALE_TTL), verify),
+            None => Look::Nothing,
+        }
+    }
+
+    /// Notes that an old answer was given because upstreams were silent.
+    pub fn served_stale(&self, key: &Key, now: Instant) {
+        self.stale.fetch_add(1, Ordering::Relaxed);
+        if let Some(entry) = self.shard(&key.0).entries.get_mut(&key.0) {
+            entry.silent_until = Some(now + RECHECK);
+        }
+    }
+
+    /// Notes that upstreams did not answer.
+    pub fn failed(&self, key: &Key, policy: &Policy, now: Instant) {
+        if policy.stale.is_some()
+            && let Some(entry) = self.shard(&key.0).entries.get_mut(&key.0)
+        {
+            entry.silent_until = Some(now + RECHECK);
+            entry.refreshing = None;
+        }
+    }
+
+    /// Forgets everything.
+    pub fn clear(&self) {
+        for shard in &self.shards {
+            let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
+            for entry in shard.entries.values() {
+                self.counts(entry.kind).entries.fetch_sub(1, Ordering::Relaxed);
+            }
+            *shard = Shard::default();
+        }
+    }
+
+    /// Keeps a message for as long as it and the policy allow.
+    pub fn insert(&self, key: Key, prepared: &Prepared, policy: &Arc<Policy>, now: Instant) {
+        let cost = cost(&key.0, prepared);
+        let name = key.0.len().checked_sub(3).map_or(&[][..], |end| &key.0[..end]);
+        let Some(kind) = prepared
+            .kind
+            .filter(|kind| cost <= self.shard_octets && policy.keeps(*kind, name))
+        else {
             return;
         };
+        let lifetime = match prepared.seconds {
+            Some(seconds) => policy.lifetime(kind, seconds),
+            None if kind == Kind::Failure => policy.servfail,
+            None => return,
+        };
         let mut shard = self.shard(&key.0);
+        if kind == Kind::Failure
+            && let Some(entry) = shard.entries.get_mut(&key.0)
+            && entry.kind != Kind::Failure
+            && entry.stale(now.saturating_duration_since(entry.stored), now).is_some()
+        {
+            // An old answer is worth more than a failure.
+            entry.silent_until = Some(now + RECHECK);
+            entry.refreshing = None;
+            return;
+        }
         self.forget(&mut shard, &key.0);
+        if lifetime.is_zero() {
+            return;
+        }
         shard.generation += 1;
         let generation = shard.generation;
         shard.order.push_back((key.0.clone(), generation));
         shard.octets += cost;
         let entry = Entry {
-            message: prepared.message.clone(),
-            ttls: prepared.ttls.clone(),
+            prepared: prepared.clone(),
+            policy: policy.clone(),
             stored: now,
-            lifetime: Duration::from_secs(lifetime.into()),
+            lifetime,
             generation,
-            negative: prepared.negative,
+            kind,
+            silent_until: None,
+            asked: (now, 0),
+            refreshing: None,
         };
-        self.counts(entry.negative).entries.fetch_add(1, Ordering::Relaxed);
+        self.counts(kind).entries.fetch_add(1, Ordering::Relaxed);
         shard.entries.insert(key.0, entry);
         while shard.octets > self.shard_octets {
             let Some((oldest, generation)) = shard.order.pop_front() else {
@@ -191,7 +286,7 @@ impl Cache {
                 .is_some_and(|entry| entry.generation == generation)
                 && let Some(entry) = self.forget(&mut shard, &oldest)
             {
-                self.counts(entry.negative).evictions.fetch_add(1, Ordering::Relaxed);
+                self.counts(entry.kind).evictions.fetch_add(1, Ordering::Relaxed);
             }
         }
         // Keys that were replaced leave the queue when they outnumber the entries.
@@ -203,13 +298,16 @@ impl Cache {
 
     fn forget(&self, shard: &mut Shard, key: &Arc<[u8]>) -> Option<Entry> {
         let entry = shard.entries.remove(key)?;
-        shard.octets -= key.len() + entry.message.len() + 2 * entry.ttls.len() + OVERHEAD;
-        self.counts(entry.negative).entries.fetch_sub(1, Ordering::Relaxed);
+        shard.octets -= cost(key, &entry.prepared);
+        self.counts(entry.kind).entries.fetch_sub(1, Ordering::Relaxed);
         Some(entry)
     }
 
-    fn counts(&self, negative: bool) -> &Counts {
-        if negative { &self.denial } else { &self.success }
+    fn counts(&self, kind: Kind) -> &Counts {
+        match kind {
+            Kind::Success => &self.success,
+            Kind::Denial | Kind::Failure => &self.denial,
+        }
     }
 
     fn shard(&self, key: &[u8]) -> MutexGuard<'_, Shard> {
@@ -220,139 +318,54 @@ impl Cache {
     }
 }
 
-/// A message of an upstream that may be given to clients and kept.
-#[derive(Clone, Debug)]
-pub struct Prepared {
-    /// Without an OPT record; AA clear, RA set.
-    pub message: Arc<[u8]>,
-    ttls: Arc<[u16]>,
-    /// Seconds that it may be kept; `None` when it must not be.
-    lifetime: Option<u32>,
-    negative: bool,
+fn cost(key: &[u8], prepared: &Prepared) -> usize {
+    key.len() + prepared.message.len() + 2 * prepared.ttls.len() + OVERHEAD
 }
 
-/// Checks a message of an upstream and makes it fit to be given to clients. `None` when it cannot be read.
-pub fn prepare(mut message: Vec<u8>) -> Option<Prepared> {
-    let mut walk = records(&message)?;
-    let start = walk.start();
-    let all: Vec<_> = walk.by_ref().collect();
-    if !walk.is_complete() {
-        return None;
+// === impl Entry ===
+
+impl Entry {
+    /// The age that TTLs are lowered by.
+    fn shown_age(&self, age: Duration) -> u32 {
+        if self.policy.keep_ttl { 0 } else { age.as_secs() as u32 }
     }
-    let mut end = start;
-    let mut additionals = 0u16;
-    let (mut ttls, mut lowest, mut negative_ttl) = (Vec::new(), None::<u32>, None);
-    let answers = all.iter().filter(|record| record.section == Section::Answer).count();
-    for record in &all {
-        if record.type_ == TYPE_OPT {
-            if record.section != Section::Additional {
-                return None;
-            }
-            // Whatever follows goes as well: names behind it may not be moved.
-            break;
+
+    /// Whether it may be given although it is old, and how long upstreams are waited for first.
+    fn stale(&self, age: Duration, now: Instant) -> Option<Duration> {
+        let stale = self.policy.stale.filter(|_| self.kind != Kind::Failure)?;
+        if age >= self.lifetime.saturating_add(stale.most) {
+            return None;
         }
-        end = record.end;
-        additionals += u16::from(record.section == Section::Additional);
-        ttls.push(u16::try_from(record.ttl_at).ok()?);
-        lowest = Some(lowest.unwrap_or(u32::MAX).min(record.ttl));
-        if record.type_ == TYPE_SOA && record.section == Section::Authority {
-            let minimum = message.get(record.end.checked_sub(4)?..record.end)?;
-            let minimum = u32::from_be_bytes(minimum.try_into().ok()?);
-            negative_ttl = Some(record.ttl.min(minimum));
+        let silent = self.silent_until.is_some_and(|until| now < until);
+        Some(if silent { Duration::ZERO } else { stale.verify })
+    }
+
+    /// Notes a query, and whether it makes fetching anew worth while.
+    fn wanted(&mut self, age: Duration, now: Instant) -> bool {
+        let Some(prefetch) = self.policy.prefetch else {
+            return false;
+        };
+        let (last, count) = self.asked;
+        let count = if now.saturating_duration_since(last) > prefetch.within {
+            1
+        } else {
+            count.saturating_add(1)
+        };
+        self.asked = (now, count);
+        let left = self.lifetime.saturating_sub(age);
+        count >= prefetch.amount && left <= self.lifetime * prefetch.percentage / 100 && self.refresh(now)
+    }
+
+    /// Takes the right to fetch it anew. It comes back after a while, lest one that was lost were lost for ever.
+    fn refresh(&mut self, now: Instant) -> bool {
+        let busy = self
+            .refreshing
+            .is_some_and(|begun| now.saturating_duration_since(begun) < Duration::from_secs(5));
+        if !busy {
+            self.refreshing = Some(now);
         }
+        !busy
     }
-    message.truncate(end);
-    message[2] &= !0x06;
-    message[3] |= 0x80;
-    message[10..12].copy_from_slice(&additionals.to_be_bytes());
-    let rcode = message[3] & 15;
-    let negative = rcode == 3 || (rcode == 0 && answers == 0);
-    let lifetime = match (rcode, negative) {
-        (0, false) => lowest.map(|ttl| ttl.min(MAX_POSITIVE)),
-        // Without an SOA nobody said for how long (RFC 2308 section 5).
-        (0 | 3, true) => negative_ttl.map(|ttl| ttl.min(lowest.unwrap_or(0)).min(MAX_NEGATIVE)),
-        _ => None,
-    };
-    if let (true, Some(ttl)) = (negative, negative_ttl) {
-        for at in &ttls {
-            cap_ttl(&mut message, *at, ttl);
-        }
-    }
-    Some(Prepared {
-        message: message.into(),
-        ttls: ttls.into(),
-        lifetime: lifetime.filter(|seconds| *seconds > 0),
-        negative,
-    })
-}
-
-// === impl Prepared ===
-
-impl Prepared {
-    /// The response code, without the bits that an OPT record would add.
-    pub fn rcode(&self) -> u8 {
-        self.message.get(3).map_or(0, |flags| flags & 15)
-    }
-
-    /// The response to a question, from a message that has just come.
-    pub fn answer(&self, question: &Question, transport: Transport, out: &mut [u8]) -> Option<usize> {
-        fit(&self.message, &self.ttls, 0, question, transport, out)
-    }
-}
-
-fn ttl_at(message: &mut [u8], at: u16) -> Option<&mut [u8; 4]> {
-    message.get_mut(usize::from(at)..)?.first_chunk_mut()
-}
-
-fn cap_ttl(message: &mut [u8], at: u16, most: u32) {
-    if let Some(ttl) = ttl_at(message, at) {
-        *ttl = u32::from_be_bytes(*ttl).min(most).to_be_bytes();
-    }
-}
-
-fn age_ttls(message: &mut [u8], ttls: &[u16], age: u32) {
-    for at in ttls {
-        if let Some(ttl) = ttl_at(message, *at) {
-            *ttl = u32::from_be_bytes(*ttl).saturating_sub(age).to_be_bytes();
-        }
-    }
-}
-
-/// Turns a kept message into the response to a question.
-fn fit(
-    message: &[u8],
-    ttls: &[u16],
-    age: u32,
-    question: &Question,
-    transport: Transport,
-    out: &mut [u8],
-) -> Option<usize> {
-    let reserve = question.opt_length();
-    let room = question.limit(transport).min(out.len()).checked_sub(reserve)?;
-    let mut length = message.len();
-    if length > room {
-        let mut aged = message.to_vec();
-        age_ttls(&mut aged, ttls, age);
-        truncate::cut(&mut aged, room);
-        length = aged.len();
-        out.get_mut(..length)?.copy_from_slice(&aged);
-    } else {
-        out.get_mut(..length)?.copy_from_slice(message);
-        age_ttls(out.get_mut(..length)?, ttls, age);
-    }
-    let header = out.first_chunk_mut::<12>()?;
-    header[..2].copy_from_slice(&question.id.to_be_bytes());
-    header[2] = header[2] & !1 | u8::from(question.recursion_desired);
-    header[3] = header[3] & !0x10 | u8::from(question.checking_disabled) << 4;
-    if let Some(client) = &question.edns {
-        let count = u16::from_be_bytes([header[10], header[11]]) + 1;
-        header[10..].copy_from_slice(&count.to_be_bytes());
-        client.write_opt(question.max_udp, out.get_mut(length..length + reserve)?);
-    }
-    // The question in the letter case of this client.
-    let name = question.name.sent();
-    out.get_mut(12..12 + name.len())?.copy_from_slice(name);
-    Some(length + reserve)
 }
 
 #[cfg(test)]

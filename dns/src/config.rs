@@ -1,11 +1,12 @@
 //! The command line: CoreDNS's words where it has one.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use portolan_agent::source::{Config, SourceArgs, Wants};
+use portolan_agent::source::{Config, SourceArgs};
 use portolan_agent::telemetry::LogArgs;
 use portolan_agent::version::LONG_VERSION;
 
@@ -37,6 +38,8 @@ pub enum Command {
     Run(Box<RunArgs>),
     /// Print what one name answers, and end; nothing listens
     Answer(Box<AnswerArgs>),
+    /// Read a Corefile, say what is wrong with it, and end
+    Check(CheckArgs),
 }
 
 /// Flags that answers depend on.
@@ -80,8 +83,12 @@ pub struct RunArgs {
     /// What answers depend on
     #[command(flatten)]
     pub zone: ZoneArgs,
-    /// Address and port to answer on, over UDP and TCP; may be given again
-    #[arg(long, value_name = "ADDR:PORT", default_values = ["0.0.0.0:53", "[::]:53"])]
+    /// CoreDNS's configuration file; flags win over it
+    #[arg(long, visible_alias = "conf", value_name = "FILE")]
+    pub corefile: Option<PathBuf>,
+    /// Address and port to answer on, over UDP and TCP, may be given again; default 0.0.0.0:53 and [::]:53, or what the Corefile
+    /// says
+    #[arg(long, value_name = "ADDR:PORT")]
     pub listen: Vec<SocketAddr>,
     /// Server to ask for other names, may be given again; or a resolv.conf that names them and is followed live
     #[arg(
@@ -102,15 +109,33 @@ pub struct RunArgs {
     /// Seconds to go on answering after SIGTERM while /ready says no; default: 5 in a pod of the cluster, else 0
     #[arg(long, value_name = "SECONDS")]
     pub lameduck: Option<u16>,
-    /// Address of /health
-    #[arg(long, value_name = "ADDR:PORT", default_value = "0.0.0.0:8080")]
-    pub health_bind_address: SocketAddr,
-    /// Address of /ready
-    #[arg(long, value_name = "ADDR:PORT", default_value = "0.0.0.0:8181")]
-    pub ready_bind_address: SocketAddr,
-    /// Address of /metrics
-    #[arg(long, value_name = "ADDR:PORT", default_value = "0.0.0.0:9153")]
-    pub metrics_bind_address: SocketAddr,
+    /// Address of /health; default 0.0.0.0:8080, or what the Corefile says
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub health_bind_address: Option<SocketAddr>,
+    /// Address of /ready; default 0.0.0.0:8181, or what the Corefile says
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub ready_bind_address: Option<SocketAddr>,
+    /// Address of /metrics; default 0.0.0.0:9153, or what the Corefile says
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub metrics_bind_address: Option<SocketAddr>,
+    /// /ready says no while the API server has been silent for five seconds; otherwise it says yes once names are known
+    #[arg(long)]
+    pub ready_needs_source: bool,
+    /// Unix socket over which a starting portolan-dns takes the sockets of the running one, so that no query is lost
+    #[arg(long, value_name = "FILE")]
+    pub handover: Option<PathBuf>,
+    /// Node-local mode: answer on these addresses of this machine, which are made and removed; usually 169.254.20.10 and those of
+    /// the DNS Service
+    #[arg(long, visible_alias = "localip", value_name = "IP,IP", value_delimiter = ',')]
+    pub local_ip: Vec<IpAddr>,
+}
+
+/// Flags of `check`.
+#[derive(Args, Clone, Debug)]
+pub struct CheckArgs {
+    /// CoreDNS's configuration file
+    #[arg(long, visible_alias = "conf", value_name = "FILE")]
+    pub corefile: PathBuf,
 }
 
 /// Flags of `answer`.
@@ -129,14 +154,9 @@ pub struct AnswerArgs {
 // === impl ZoneArgs ===
 
 impl ZoneArgs {
-    /// What the source must give.
-    pub fn source(&self) -> Config {
-        let wants = Wants {
-            pods: self.pods == PodsArg::Verified,
-            imports: !self.clusterset_domains.is_empty(),
-            ..Wants::naming()
-        };
-        self.source.config(wants, "portolan-dns")
+    /// What the source must give for these zones.
+    pub fn source(&self, zone: &ZoneConfig) -> Config {
+        self.source.config(crate::settings::wants(zone), "portolan-dns")
     }
 
     /// What the zone is told.
@@ -157,19 +177,40 @@ impl ZoneArgs {
             PodsArg::Verified => PodMode::Verified,
         });
         config.set_fallthrough(self.reverse_fallthrough);
+        config.dns_service = self.dns_service()?;
+        Ok(config)
+    }
+
+    /// The DNS Service as labels in wire form.
+    ///
+    /// # Errors
+    /// When the flag names none.
+    pub fn dns_service(&self) -> Result<Box<[u8]>> {
         let Some((namespace, name)) = self.dns_service.split_once('/') else {
             bail!("--dns-service {:?} is not NAMESPACE/NAME", self.dns_service);
         };
         let service = portolan_model::ServiceName::new(namespace, name);
         let key = crate::zone::build::service_key(&service);
-        config.dns_service = (*key.with_context(|| format!("--dns-service {service} cannot stand in DNS"))?).into();
-        Ok(config)
+        Ok((*key.with_context(|| format!("--dns-service {service} cannot stand in DNS"))?).into())
     }
 }
 
 // === impl RunArgs ===
 
 impl RunArgs {
+    /// Where to listen when no Corefile says it.
+    pub fn listen(&self) -> Vec<SocketAddr> {
+        if self.listen.is_empty() {
+            let ips = if self.local_ip.is_empty() {
+                vec![Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()]
+            } else {
+                self.local_ip.clone()
+            };
+            return ips.into_iter().map(|ip: IpAddr| SocketAddr::new(ip, 53)).collect();
+        }
+        self.listen.clone()
+    }
+
     /// How long to go on answering after SIGTERM.
     pub fn lameduck(&self) -> Duration {
         let source = &self.zone.source;
@@ -203,7 +244,7 @@ mod tests {
         ]);
         assert!(cli.command.is_none());
         assert_eq!(
-            cli.run.listen,
+            cli.run.listen(),
             ["0.0.0.0:53".parse().unwrap(), "[::]:53".parse().unwrap()]
         );
         assert_eq!(cli.run.lameduck(), Duration::ZERO);

@@ -1,37 +1,41 @@
 //! Asks upstreams what is not ours, once for however many ask at the same time, and keeps what they say.
 //!
-//! A second upstream is asked when the first is slow, so that one that is dead costs a moment. Beyond a number of
-//! queries in flight new ones are refused at once, and say why.
+//! Beyond a number of queries in flight new ones are refused at once, and say why. When upstreams are silent, an old answer
+//! is better than none (RFC 8767).
 
 pub mod exchange;
+pub mod https;
+pub mod loops;
+pub mod pool;
+pub mod route;
+pub mod spec;
+pub mod stream;
+pub mod tls;
 pub mod upstream;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use arc_swap::ArcSwap;
-use futures::StreamExt;
-use futures::stream::FuturesUnordered;
 use hickory_proto::op::{Message, ResponseCode};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
-use tokio::time::{sleep, timeout};
+use tokio::sync::watch;
+use tokio::time::timeout;
 
 use crate::answer::slow::{failure, relay};
 use crate::answer::{Ede, Forward, Question, Transport, truncate};
-use crate::cache::{Cache, Key, Prepared, prepare};
+use crate::cache::policy::{Kind, Policy};
+use crate::cache::{Cache, Key, Look, Prepared};
 use crate::metrics::ForwardMetrics;
-use exchange::{Asked, ExchangeError, exchange};
-use upstream::Upstream;
+use crate::zone::names::Name;
+use exchange::Asked;
+use loops::Loops;
+use pool::Pool;
+use route::{Block, Route, Table};
+use spec::{Options, Target};
 
-/// An upstream that has not answered for so long gets company.
-const HEDGE_AFTER: Duration = Duration::from_millis(150);
-/// The same upstream is asked again after so long: a datagram may be lost.
-const REPEAT_AFTER: Duration = Duration::from_millis(900);
-/// How long a query may take in all (CoreDNS's limit).
-const PATIENCE: Duration = Duration::from_secs(5);
+pub use pool::Slot;
 
 type Outcome = Result<Arc<Prepared>, Ede>;
 type Flights = Mutex<HashMap<Key, watch::Receiver<Option<Outcome>>>>;
@@ -42,50 +46,71 @@ pub struct Forwarder(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    upstreams: ArcSwap<Vec<Arc<Upstream>>>,
+    table: ArcSwap<Table>,
     cache: Cache,
     flights: Flights,
-    slots: Arc<Semaphore>,
-    rejected: AtomicU64,
+    loops: Loops,
     metrics: ForwardMetrics,
+    /// Where refreshes run.
+    runtime: Option<tokio::runtime::Handle>,
+    most: usize,
 }
 
 /// Limits of a [`Forwarder`].
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Queries in flight; more are refused.
+    /// Queries in flight for each pool that says nothing itself; more are refused.
     pub max_concurrent: usize,
     /// Octets of the cache.
     pub cache_octets: usize,
 }
 
-/// Leave to forward one query.
-#[derive(Debug)]
-pub struct Slot(#[allow(dead_code, reason = "held for its drop")] OwnedSemaphorePermit);
-
 // === impl Forwarder ===
 
 impl Forwarder {
-    /// A forwarder without upstreams.
+    /// A forwarder without upstreams. Inside a tokio runtime it can fetch ahead.
     pub fn new(limits: Limits) -> Self {
+        Self::with_metrics(limits, ForwardMetrics::default())
+    }
+
+    /// The same with metrics that others count into as well.
+    pub fn with_metrics(limits: Limits, metrics: ForwardMetrics) -> Self {
         Self(Arc::new(Inner {
-            upstreams: ArcSwap::default(),
+            table: ArcSwap::default(),
             cache: Cache::new(limits.cache_octets),
             flights: Mutex::default(),
-            slots: Arc::new(Semaphore::new(limits.max_concurrent)),
-            rejected: AtomicU64::new(0),
-            metrics: ForwardMetrics::default(),
+            loops: Loops::default(),
+            metrics,
+            runtime: tokio::runtime::Handle::try_current().ok(),
+            most: limits.max_concurrent,
         }))
     }
 
-    /// Replaces the upstreams. What is known of those that stay is kept.
+    /// A pool for this forwarder's table.
+    pub fn pool(&self, options: Options) -> Arc<Pool> {
+        Pool::new(options, self.0.most, self.0.metrics.clone())
+    }
+
+    /// Replaces what goes where. Answers that were kept are forgotten: they may come from elsewhere now.
+    pub fn set_table(&self, table: Table) {
+        self.0.table.store(Arc::new(table));
+        self.0.cache.clear();
+    }
+
+    /// Forwards every name to these, the first one that is well first.
     pub fn set_upstreams(&self, addresses: &[SocketAddr]) {
-        let old = self.0.upstreams.load();
-        let known = |address: &SocketAddr| old.iter().find(|upstream| upstream.address == *address).cloned();
-        let new = addresses
-            .iter()
-            .map(|a| known(a).unwrap_or_else(|| Arc::new(Upstream::new(*a))));
-        self.0.upstreams.store(Arc::new(new.collect()));
+        let targets: Vec<Target> = addresses.iter().map(|address| Target::plain(*address)).collect();
+        let pool = self.pool(Options {
+            policy: spec::Policy::Sequential,
+            ..Options::default()
+        });
+        pool.set_targets(&targets);
+        self.set_table(Table::new(vec![everything(pool, Some(Policy::default()))]));
+    }
+
+    /// What goes where.
+    pub fn table(&self) -> Arc<Table> {
+        self.0.table.load_full()
     }
 
     /// The answers that are kept.
@@ -93,9 +118,19 @@ impl Forwarder {
         &self.0.cache
     }
 
+    /// Which upstreams loop.
+    pub fn loops(&self) -> &Loops {
+        &self.0.loops
+    }
+
     /// Queries that were refused because too many were in flight.
     pub fn rejected(&self) -> u64 {
-        self.0.rejected.load(Ordering::Relaxed)
+        self.table().pools().iter().map(|pool| pool.counts().0).sum()
+    }
+
+    /// Queries for which every upstream was down.
+    pub fn broken(&self) -> u64 {
+        self.table().pools().iter().map(|pool| pool.counts().1).sum()
     }
 
     /// What upstreams were asked, and how long they took.
@@ -105,19 +140,23 @@ impl Forwarder {
 
     /// The response to a question that is not ours, when it is in the cache. Does not wait.
     pub fn cached(&self, forward: &Forward, transport: Transport, out: &mut [u8]) -> Option<usize> {
-        if !forward.aliases.is_empty() {
+        if !forward.aliases.is_empty() || forward.undo.is_some() {
             return None;
         }
-        self.0.cache.answer(&forward.question, transport, Instant::now(), out)
+        let (length, refresh) = self.0.cache.answer(&forward.question, transport, Instant::now(), out)?;
+        if refresh {
+            self.refresh(forward);
+        }
+        Some(length)
     }
 
     /// Leave to forward one more query; `None` when too many are in flight.
-    pub fn slot(&self) -> Option<Slot> {
-        let slot = self.0.slots.clone().try_acquire_owned().ok();
-        if slot.is_none() {
-            self.0.rejected.fetch_add(1, Ordering::Relaxed);
+    pub fn slot(&self, forward: &Forward) -> Option<Slot> {
+        let table = self.0.table.load();
+        match target_name(forward).and_then(|name| table.find(&name).pool) {
+            Some(pool) => pool.slot(),
+            None => Some(Slot::free()),
         }
-        slot.map(Slot)
     }
 
     /// The response to a query for which there is no slot (CoreDNS's REFUSED).
@@ -126,57 +165,94 @@ impl Forwarder {
         truncate::encode(message, question.limit(transport))
     }
 
+    /// Fetches anew what is about to be old, if there is room.
+    fn refresh(&self, forward: &Forward) {
+        if let Some(runtime) = &self.0.runtime
+            && let Some(slot) = self.slot(forward)
+        {
+            let (forwarder, forward) = (self.clone(), forward.clone());
+            runtime.spawn(async move {
+                let key = Key::new(forward.target(), &forward.question);
+                drop(forwarder.fly(key, &forward).await);
+                drop(slot);
+            });
+        }
+    }
+
     /// Asks upstream and makes the response. Never fails: what goes wrong is in the response.
     pub async fn resolve(&self, forward: &Forward, transport: Transport, _slot: Slot) -> Vec<u8> {
+        let response = self.respond(forward, transport).await;
+        let limit = forward.question.limit(transport);
+        match &forward.undo {
+            Some(undo) => undo.bytes(&response, limit).unwrap_or(response),
+            None => response,
+        }
+    }
+
+    async fn respond(&self, forward: &Forward, transport: Transport) -> Vec<u8> {
         let question = &forward.question;
         let limit = question.limit(transport);
-        let failed = |ede| truncate::encode(failure(question, ResponseCode::ServFail, ede), limit);
-        let prepared = match self.ask(forward).await {
-            Ok(prepared) => prepared,
-            Err(ede) => return failed(ede),
+        let failed = |code, ede| truncate::encode(failure(question, code, ede), limit);
+        if self.0.loops.recognise(question) {
+            return failed(ResponseCode::ServFail, Ede::Looping);
+        }
+        let (prepared, ede) = match self.ask(forward).await {
+            Ok(found) => found,
+            Err(Ede::NotServed) => return failed(ResponseCode::Refused, Ede::NotServed),
+            Err(ede) => return failed(ResponseCode::ServFail, ede),
         };
         if forward.aliases.is_empty() {
             let mut out = vec![0; limit];
-            return match prepared.answer(question, transport, &mut out) {
+            return match prepared.answer(question, transport, ede, &mut out) {
                 Some(length) => {
                     out.truncate(length);
                     out
                 }
-                None => failed(Ede::UpstreamDown),
+                None => failed(ResponseCode::ServFail, Ede::UpstreamDown),
             };
         }
         match Message::from_vec(&prepared.message) {
             Ok(message) => truncate::encode(relay(forward, &message), limit),
-            Err(_) => failed(Ede::UpstreamDown),
+            Err(_) => failed(ResponseCode::ServFail, Ede::UpstreamDown),
+        }
+    }
+
+    /// What the cache has for the target, what upstreams say, or what the cache had once; and the last is said.
+    async fn ask(&self, forward: &Forward) -> Result<(Arc<Prepared>, Option<Ede>), Ede> {
+        let key = Key::new(forward.target(), &forward.question);
+        let old = match self.0.cache.look(&key, Instant::now()) {
+            Look::Fresh(prepared) => return Ok((Arc::new(prepared), None)),
+            Look::Stale(prepared, verify) => Some((prepared, verify)),
+            Look::Nothing => None,
+        };
+        let Some((old, verify)) = old else {
+            return self.fly(key, forward).await.map(|prepared| (prepared, None));
+        };
+        match timeout(verify, self.fly(key.clone(), forward)).await {
+            Ok(Ok(prepared)) if prepared.rcode() != SERVFAIL => Ok((prepared, None)),
+            _ => {
+                self.0.cache.served_stale(&key, Instant::now());
+                Ok((Arc::new(old), Some(Ede::StaleAnswer)))
+            }
         }
     }
 
     /// Asks for the target, or waits for the one who asks already.
-    async fn ask(&self, forward: &Forward) -> Outcome {
-        let question = &forward.question;
-        let key = Key::new(forward.target(), question);
-        if !forward.aliases.is_empty()
-            && let Some(message) = self.0.cache.message(&key, Instant::now())
-            && let Some(prepared) = prepare(message)
-        {
-            return Ok(Arc::new(prepared));
-        }
+    async fn fly(&self, key: Key, forward: &Forward) -> Outcome {
+        let table = self.0.table.load_full();
+        let name = target_name(forward).ok_or(Ede::NotServed)?;
+        let way = table.find(&name);
+        let pool = way.pool.ok_or(Ede::NotServed)?.clone();
+        let policy = way.cache.cloned();
         let mut flight = match self.board(&key) {
             Boarded::Passenger(flight) => flight,
             Boarded::Pilot(land, flight) => {
-                let asked = Asked {
-                    name: forward.target().into(),
-                    qtype: question.qtype,
-                    dnssec_ok: question.edns.is_some_and(|edns| edns.dnssec_ok),
-                    checking_disabled: question.checking_disabled,
-                };
+                let asked = asked(forward);
                 let forwarder = self.clone();
                 // A task of its own: the others wait for it even when the first client goes away.
                 tokio::spawn(async move {
-                    let outcome = forwarder.fly(&asked).await;
-                    if let Ok(prepared) = &outcome {
-                        forwarder.0.cache.insert(key.clone(), prepared, Instant::now());
-                    }
+                    let outcome = pool.ask(&asked).await;
+                    let outcome = forwarder.keep(&key, outcome, policy.as_ref());
                     forwarder.flights().remove(&key);
                     // Nobody waits any more: fine.
                     let _ = land.send(Some(outcome));
@@ -189,6 +265,22 @@ impl Forwarder {
             .ok()
             .and_then(|outcome| outcome.clone())
             .unwrap_or(Err(Ede::UpstreamDown))
+    }
+
+    /// Keeps an answer as the policy says, and gives it as it is kept.
+    fn keep(&self, key: &Key, outcome: Outcome, policy: Option<&Arc<Policy>>) -> Outcome {
+        let Some(policy) = policy else { return outcome };
+        match outcome {
+            Ok(prepared) => {
+                let prepared = Arc::new(prepared.within(policy));
+                self.0.cache.insert(key.clone(), &prepared, policy, Instant::now());
+                Ok(prepared)
+            }
+            Err(ede) => {
+                self.0.cache.failed(key, policy, Instant::now());
+                Err(ede)
+            }
+        }
     }
 
     fn board(&self, key: &Key) -> Boarded {
@@ -206,84 +298,40 @@ impl Forwarder {
     fn flights(&self) -> std::sync::MutexGuard<'_, HashMap<Key, watch::Receiver<Option<Outcome>>>> {
         self.0.flights.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
 
-    async fn fly(&self, asked: &Asked) -> Outcome {
-        let attempts = self.attempts();
-        if attempts.is_empty() {
-            return Err(Ede::NoUpstream);
-        }
-        timeout(PATIENCE, self.race(asked, &attempts))
-            .await
-            .unwrap_or(Err(Ede::UpstreamDown))
+const SERVFAIL: u8 = 2;
+
+/// A block that forwards every name to one pool.
+pub fn everything(pool: Arc<Pool>, cache: Option<Policy>) -> Block {
+    let root: Box<[u8]> = Box::new([0]);
+    Block {
+        zone: root.clone(),
+        routes: vec![Route {
+            from: vec![root],
+            except: Vec::new(),
+            pool,
+        }],
+        cache: cache.map(Arc::new),
+        cache_zones: Vec::new(),
     }
+}
 
-    /// Every upstream in its turn, those that are down last, and then once more.
-    fn attempts(&self) -> Vec<Arc<Upstream>> {
-        let mut upstreams: Vec<_> = self.0.upstreams.load().iter().cloned().collect();
-        upstreams.sort_by_key(|upstream| upstream.is_down());
-        let again = upstreams.clone();
-        upstreams.into_iter().chain(again).collect()
+fn target_name(forward: &Forward) -> Option<Name> {
+    if forward.aliases.is_empty() {
+        return Some(forward.question.name.clone());
     }
+    Name::from_wire(forward.target()).ok()
+}
 
-    /// Asks one upstream after the other, without giving up on those that were asked; the first good answer wins.
-    async fn race(&self, asked: &Asked, attempts: &[Arc<Upstream>]) -> Outcome {
-        let distinct = attempts.len() / 2;
-        let mut next = 0;
-        let mut running = FuturesUnordered::new();
-        let mut poor = None;
-        loop {
-            if let Some(upstream) = attempts.get(next) {
-                running.push(self.attempt(upstream.clone(), asked));
-                next += 1;
-            }
-            let patience = if next < distinct { HEDGE_AFTER } else { REPEAT_AFTER };
-            let hurry = sleep(patience);
-            tokio::pin!(hurry);
-            loop {
-                let more = next < attempts.len();
-                tokio::select! {
-                    answer = running.next() => match answer {
-                        Some(Ok(prepared)) if is_good(&prepared) => return Ok(prepared),
-                        Some(Ok(prepared)) => {
-                            poor = Some(prepared);
-                            // It has spoken: asking the same again would say the same.
-                            if next < distinct { break }
-                        }
-                        Some(Err(())) if more => break,
-                        Some(Err(())) => {}
-                        None if more && poor.is_none() => break,
-                        None => return poor.ok_or(Ede::UpstreamDown),
-                    },
-                    () = &mut hurry, if more => break,
-                }
-            }
-        }
-    }
-
-    async fn attempt(&self, upstream: Arc<Upstream>, asked: &Asked) -> Result<Arc<Prepared>, ()> {
-        let begun = Instant::now();
-        let answer = exchange(upstream.address, asked).await;
-        let prepared = match answer.map(prepare) {
-            Ok(Some(prepared)) => Ok(prepared),
-            Ok(None) => Err(ExchangeError::Garbage(upstream.address)),
-            Err(error) => Err(error),
-        };
-        let rcode = prepared.as_ref().ok().map(Prepared::rcode);
-        self.0.metrics.exchanged(upstream.address, rcode, begun.elapsed());
-        match prepared {
-            Ok(prepared) => {
-                upstream.answered();
-                Ok(Arc::new(prepared))
-            }
-            Err(error) => {
-                if upstream.failed() {
-                    tracing::warn!(%error, "upstream is down; it is asked last for a while");
-                } else {
-                    tracing::debug!(%error, "upstream gave no answer");
-                }
-                Err(())
-            }
-        }
+fn asked(forward: &Forward) -> Asked {
+    let question = &forward.question;
+    Asked {
+        name: forward.target().into(),
+        qtype: question.qtype,
+        dnssec_ok: question.edns.is_some_and(|edns| edns.dnssec_ok),
+        checking_disabled: question.checking_disabled,
+        recursion_desired: true,
     }
 }
 
@@ -292,7 +340,12 @@ enum Boarded {
     Pilot(watch::Sender<Option<Outcome>>, watch::Receiver<Option<Outcome>>),
 }
 
-/// SERVFAIL, NOTIMP and REFUSED are no answer while another upstream may know better.
-fn is_good(prepared: &Prepared) -> bool {
-    !matches!(prepared.rcode(), 2 | 4 | 5)
+/// What kind of answer a message is to the cache.
+pub(crate) fn kind_of(rcode: u8, answers: usize) -> Option<Kind> {
+    match (rcode, answers) {
+        (0, 1..) => Some(Kind::Success),
+        (0, 0) | (3, _) => Some(Kind::Denial),
+        (SERVFAIL, _) => Some(Kind::Failure),
+        _ => None,
+    }
 }

@@ -10,10 +10,16 @@ pub mod answer;
 pub mod ask;
 pub mod cache;
 pub mod config;
+pub mod corefile;
 pub mod forward;
+pub mod handover;
 pub mod metrics;
+pub mod nodelocal;
+pub mod plant;
+pub mod rules;
 pub mod run;
 pub mod server;
+pub mod settings;
 pub mod zone;
 
 pub use zone::ZoneConfig;

@@ -21,6 +21,8 @@ fn main() -> ExitCode {
             runtime.block_on(run::run(&args))
         }
         // It prints its answer and its warnings; a log would only stand between.
+        // So does this one.
+        Command::Check(args) => run::reload::check(&args),
         Command::Answer(args) => runtime.block_on(ask::run(&args)),
     };
     // Threads that still wait for something must not keep the process alive.

@@ -5,19 +5,20 @@
 
 mod export;
 
-use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::Histogram;
 
 use crate::answer::Transport;
 use crate::answer::parse::{HEADER, u16_at};
 use crate::answer::walk::skip_name;
+use crate::forward::spec::Target;
 
-pub use export::Exporter;
+pub use export::{Exporter, Served};
 
 /// Question types that are counted by name, as in CoreDNS; others are `other`.
 const TYPES: [(u16, &str); 15] = [
@@ -38,7 +39,8 @@ const TYPES: [(u16, &str); 15] = [
     (16, "TXT"),
 ];
 const TYPE_KINDS: usize = TYPES.len() + 1;
-const RCODES: [&str; 16] = [
+/// Response codes by number.
+pub const RCODES: [&str; 16] = [
     "NOERROR", "FORMERR", "SERVFAIL", "NXDOMAIN", "NOTIMP", "REFUSED", "YXDOMAIN", "YXRRSET", "NXRRSET", "NOTAUTH",
     "NOTZONE", "11", "12", "13", "14", "15",
 ];
@@ -212,6 +214,7 @@ impl Tallies {
 #[derive(Clone, Debug)]
 pub struct ForwardMetrics {
     durations: Family<Vec<(&'static str, String)>, Histogram>,
+    probes_failed: Family<Vec<(&'static str, String)>, Counter>,
 }
 
 // === impl ForwardMetrics ===
@@ -220,13 +223,14 @@ impl Default for ForwardMetrics {
     fn default() -> Self {
         Self {
             durations: Family::new_with_constructor(|| Histogram::new(DURATIONS)),
+            probes_failed: Family::default(),
         }
     }
 }
 
 impl ForwardMetrics {
     /// Notes one exchange; `rcode` is `None` when nothing usable came back.
-    pub fn exchanged(&self, to: SocketAddr, rcode: Option<u8>, took: Duration) {
+    pub fn exchanged(&self, to: &Target, rcode: Option<u8>, took: Duration) {
         let rcode = rcode
             .and_then(|rcode| RCODES.get(usize::from(rcode)))
             .unwrap_or(&"NONE");
@@ -236,5 +240,61 @@ impl ForwardMetrics {
             ("rcode", (*rcode).to_owned()),
         ];
         self.durations.get_or_create(&labels).observe(took.as_secs_f64());
+    }
+
+    /// Notes a probe that was not answered.
+    pub fn probe_failed(&self, to: &Target) {
+        let labels = vec![("proxy_name", "forward".to_owned()), ("to", to.to_string())];
+        self.probes_failed.get_or_create(&labels).inc();
+    }
+}
+
+/// A question's type by name or as `TYPE123`.
+pub fn type_number(text: &str) -> Option<u16> {
+    let type_: hickory_proto::rr::RecordType = text.to_ascii_uppercase().parse().ok()?;
+    Some(type_.into())
+}
+
+/// How long changes of endpoints took to become names.
+#[derive(Debug)]
+pub struct Programming(Family<Vec<(&'static str, &'static str)>, Histogram>);
+
+/// Upper bounds in seconds: 1 ms doubled 20 times (CoreDNS's).
+const PROGRAMMING: [f64; 20] = {
+    let mut bounds = [0.001; 20];
+    let mut i = 1;
+    while i < 20 {
+        bounds[i] = bounds[i - 1] * 2.0;
+        i += 1;
+    }
+    bounds
+};
+
+// === impl Programming ===
+
+impl Default for Programming {
+    fn default() -> Self {
+        Self(Family::new_with_constructor(|| Histogram::new(PROGRAMMING)))
+    }
+}
+
+impl Programming {
+    /// Notes the headless Services that a change of endpoints reached, as CoreDNS does.
+    pub fn observe(&self, delta: &portolan_model::Delta, world: &portolan_model::World) {
+        let now = std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .unwrap_or_default();
+        for (service, trigger) in &delta.triggers {
+            if !world.service(service).is_some_and(|view| view.service.headless) {
+                continue;
+            }
+            let Some(trigger) = u64::try_from(*trigger).ok().map(Duration::from_nanos) else {
+                continue;
+            };
+            let took = now.saturating_sub(trigger);
+            self.0
+                .get_or_create(&vec![("service_kind", "headless_with_selector")])
+                .observe(took.as_secs_f64());
+        }
     }
 }

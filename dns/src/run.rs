@@ -1,250 +1,263 @@
 //! `portolan-dns run`: binds, follows the source, serves, and drains at the end.
 
-use std::collections::BTreeMap;
+pub mod admins;
+pub mod reload;
+pub mod sync;
+
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
-use arc_swap::ArcSwap;
-use portolan_agent::admin::{Admin, Reply};
-use portolan_agent::source::{self, Batch, Feed, Health};
-use portolan_agent::{admin, shutdown};
-use portolan_model::{Delta, World};
-use prometheus_client::registry::Registry;
+use portolan_agent::shutdown;
+use portolan_agent::source::store::Store;
+use portolan_agent::source::{self, Health, Origin};
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::RunArgs;
-use crate::forward::upstream::{Source, parse_resolv_conf, without_loops};
-use crate::forward::{Forwarder, Limits};
-use crate::metrics::{Exporter, Tallies};
-use crate::server::{self, Options, Shared, TcpLimits};
-use crate::zone::{Snapshot, Zone};
+use crate::forward::Limits;
+use crate::handover::{self, Estate, Inherited};
+use crate::metrics::{ForwardMetrics, Programming, Served};
+use crate::nodelocal::NodeLocal;
+use crate::plant::Plant;
+use crate::server::{self, Options, Running, TcpLimits};
+use crate::settings::Settings;
+use crate::zone::{Zone, ZoneConfig};
+use admins::Admins;
+use reload::{Counts, Reload};
+use sync::{Sync, now};
 
-/// How often a resolv.conf is looked at.
-const LOOK: Duration = Duration::from_secs(2);
 /// How long queries that wait for upstreams may take at the end.
 const DRAIN: Duration = Duration::from_secs(5);
 
-/// Serves until SIGTERM or SIGINT.
+/// Serves until SIGTERM or SIGINT, or until a successor has taken over.
 ///
 /// # Errors
 /// When something that was asked for cannot be had: a port, a source, an upstream.
 pub async fn run(args: &RunArgs) -> Result<()> {
-    let mut config = args.zone.zone()?;
-    let bound = server::bind(Options {
-        listen: args.listen.clone(),
-        threads: args.threads(),
-        tcp: TcpLimits::default(),
-        encrypted: Vec::new(),
-    })?;
-    let own = bound.addresses().iter().map(SocketAddr::ip);
-    config.set_own_addresses(own.filter(|ip| !ip.is_unspecified()));
+    let settings = reload::load(args)?;
+    let listening = settings.listen();
+    let mut inherited = match &args.handover {
+        Some(file) => handover::ask(file).with_context(|| format!("--handover {}", file.display()))?,
+        None => Inherited::default(),
+    };
+    let predecessor = inherited.predecessor.take();
+    let node_local = match &args.local_ip[..] {
+        [] => None,
+        addresses => Some(NodeLocal::set_up(addresses, &listening).context("--local-ip")?),
+    };
+    let mut bound = Vec::new();
+    for group in &settings.groups {
+        let options = Options {
+            listen: group.listen.clone(),
+            threads: args.threads(),
+            tcp: TcpLimits::default(),
+            encrypted: group.encrypted.clone(),
+        };
+        bound.push(server::bind_or_inherit(options, &mut inherited)?);
+    }
+    // Those that are served no longer.
+    drop(inherited);
+    let addresses: Vec<SocketAddr> = bound.iter().flat_map(|bound| bound.addresses().to_vec()).collect();
+    let shutdown = shutdown::on_signal().context("cannot handle signals")?;
+
+    // The cluster's names.
+    let mut config = settings.zone.clone().unwrap_or_else(ZoneConfig::nothing);
+    config.set_own_addresses(reload::own(&addresses));
     // Another one after each start: clients take what they are given.
     config.set_cookie_secret(rand::random());
-    let forwarder = Forwarder::new(Limits {
-        max_concurrent: args.max_concurrent as usize,
-        cache_octets: usize::from(args.cache_size) << 20,
-    });
-    let shutdown = shutdown::on_signal().context("cannot handle signals")?;
-    let upstreams = Source::parse(&args.upstreams)?;
-    let named = upstreams_of(&forwarder, &upstreams, bound.addresses())?;
-    let listening = bound.addresses().to_vec();
-    let follow = upstreams
-        .file()
-        .map(|file| follow(file.into(), named, forwarder.clone(), listening));
-
-    let tallies = Arc::new(Tallies::new(config.zones().len()));
     let zone = Zone::new(config, now());
-    let shared = Shared {
-        zone: zone.reader(),
-        forwarder,
-        tallies,
-    };
-    let feed = source::start(args.zone.source(), shutdown.clone()).await?;
-    let draining = Arc::new(AtomicBool::new(false));
-    let admins = admins(args, &shared, &feed.health(), &draining).await?;
-    for address in bound.addresses() {
-        tracing::info!(%address, threads = args.threads(), "answering over UDP and TCP");
-    }
-    let running = bound.serve(&shared).context("cannot start the server's threads")?;
-    let ended = CancellationToken::new();
-    let admins: Vec<_> = admins
-        .into_iter()
-        .map(|admin| tokio::spawn(admin.serve(ended.clone())))
-        .collect();
-    let sync = tokio::spawn(follow_source(feed, zone, shutdown.clone()));
-    let follow = follow.map(tokio::spawn);
+    let names = zone.reader();
+    let programming = Arc::new(Programming::default());
+    let (configure, configurations) = mpsc::channel(1);
+    let (ready, mut is_ready) = watch::channel(false);
+    let health = start_source(&settings, args, zone, configurations, ready, &programming, &shutdown).await?;
 
-    shutdown.cancelled().await;
+    // What goes elsewhere.
+    let forwarding = ForwardMetrics::default();
+    let mut elsewhere = Zone::new(nothing(&settings), now());
+    elsewhere.set_synced();
+    let mut plants = Vec::new();
+    for group in &settings.groups {
+        let zone = if group.cluster {
+            names.clone()
+        } else {
+            elsewhere.reader()
+        };
+        let mut plant = Plant::new(zone, limits(args, settings.groups.len()), forwarding.clone());
+        plant.configure(group, if addresses.is_empty() { &listening } else { &addresses })?;
+        plants.push(plant);
+    }
+
+    if predecessor.is_some() {
+        // It answers meanwhile, and knows more.
+        tracing::info!("waiting for the cluster's names before taking over");
+        tokio::select! {
+            _ = is_ready.wait_for(|ready| *ready) => {}
+            () = shutdown.cancelled() => return Ok(()),
+        }
+    }
+    let draining = Arc::new(AtomicBool::new(false));
+    let counts = Arc::new(Counts::default());
+    let served = plants
+        .iter()
+        .zip(&settings.groups)
+        .map(|(plant, group)| served(plant, &group.listen))
+        .collect();
+    let admins = Admins {
+        served,
+        forwarding,
+        zone: names,
+        source: health,
+        programming,
+        reload: counts.clone(),
+        draining: draining.clone(),
+        ready_needs_source: args.ready_needs_source,
+    };
+    let mut admins = admins.routes(&settings);
+    // A predecessor still has the ports.
+    if predecessor.is_none() {
+        admins.bind().await?;
+    }
+    let mut estate = Estate::default();
+    let mut running: Vec<Running> = Vec::new();
+    for (bound, plant) in bound.into_iter().zip(&plants) {
+        bound.estate(&mut estate).context("cannot copy sockets")?;
+        for address in bound.addresses() {
+            tracing::info!(%address, threads = args.threads(), "answering over UDP and TCP");
+        }
+        for address in bound.encrypted_addresses() {
+            tracing::info!(%address, "answering encrypted queries");
+        }
+        running.push(
+            bound
+                .serve(&plant.shared)
+                .context("cannot start the server's threads")?,
+        );
+    }
+    let succeeded = CancellationToken::new();
+    if let Some(predecessor) = predecessor {
+        match predecessor.dismiss() {
+            Ok(()) => tracing::info!("took over from the running process"),
+            Err(error) => tracing::warn!(%error, "the process that had the sockets is gone"),
+        }
+    }
+    if let Some(file) = &args.handover {
+        handover::listen(file.clone(), estate, succeeded.clone())
+            .with_context(|| format!("--handover {}", file.display()))?;
+    }
+    let ended = CancellationToken::new();
+    let admins = tokio::spawn(admins.serve(ended.clone()));
+    let reload = Reload {
+        args: args.clone(),
+        settings: settings.clone(),
+        plants,
+        zone: configure,
+        elsewhere,
+        counts,
+    };
+    let reload = tokio::spawn(reload.run());
+
+    tokio::select! {
+        () = shutdown.cancelled() => {}
+        () = succeeded.cancelled() => tracing::info!("a successor answers now"),
+    }
     draining.store(true, Ordering::Relaxed);
-    let lameduck = args.lameduck();
-    if !lameduck.is_zero() {
-        tracing::info!(?lameduck, "answering on while clients turn away");
-        tokio::time::sleep(lameduck).await;
+    if succeeded.is_cancelled() {
+        // It wants our HTTP ports.
+        ended.cancel();
+    } else if !settings.lameduck.is_zero() {
+        tracing::info!(lameduck = ?settings.lameduck, "answering on while clients turn away");
+        tokio::select! {
+            () = tokio::time::sleep(settings.lameduck) => {}
+            () = succeeded.cancelled() => ended.cancel(),
+        }
     }
-    running.drain(DRAIN).await;
+    let handed_over = succeeded.is_cancelled();
+    let ends = running.into_iter().map(|running| async move {
+        if handed_over {
+            running.hand_over(DRAIN).await;
+        } else {
+            running.drain(DRAIN).await;
+        }
+    });
+    futures::future::join_all(ends).await;
     ended.cancel();
-    for admin in admins {
-        let _ = admin.await;
+    let _ = admins.await;
+    reload.abort();
+    if let Some(node_local) = node_local.filter(|_| handed_over) {
+        node_local.keep();
     }
-    sync.abort();
-    if let Some(follow) = follow {
-        follow.abort();
+    if let Some(file) = args.handover.as_ref().filter(|_| !handed_over) {
+        let _ = std::fs::remove_file(file);
     }
     tracing::info!("ended");
     Ok(())
 }
 
-/// Seconds since 1970, which serials are made of.
-fn now() -> u32 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(1, |since| since.as_secs() as u32)
-}
-
-/// Sets the upstreams that are named, and returns them. One on the command line that is this server is an error; one in a file is passed
-/// over, because the file is someone else's.
-fn upstreams_of(forwarder: &Forwarder, source: &Source, listening: &[SocketAddr]) -> Result<Vec<SocketAddr>> {
-    let named = match source.read() {
-        Ok(named) => named,
-        Err(error) if source.file() == Some("/etc/resolv.conf".as_ref()) => {
-            tracing::warn!(%error, "only the cluster's names are answered until there are upstreams");
-            Vec::new()
-        }
-        Err(error) => return Err(error.into()),
-    };
-    let (kept, refused) = without_loops(named.clone(), listening);
-    for error in refused {
-        if source.file().is_none() {
-            return Err(error.into());
-        }
-        tracing::error!(%error, "refusing an upstream");
-    }
-    if kept.is_empty() {
-        tracing::warn!("there is no upstream: only the cluster's names are answered");
-    } else {
-        tracing::info!(upstreams = ?kept, "forwarding other names");
-    }
-    forwarder.set_upstreams(&kept);
-    Ok(named)
-}
-
-/// Follows a resolv.conf that named `known`. It is looked at, not watched: it may be replaced, mounted over or rewritten
-/// in place. When it is gone for a moment, what was known stays in force.
-async fn follow(file: PathBuf, mut known: Vec<SocketAddr>, forwarder: Forwarder, listening: Vec<SocketAddr>) {
-    loop {
-        tokio::time::sleep(LOOK).await;
-        let Ok(text) = tokio::fs::read_to_string(&file).await else {
-            continue;
-        };
-        let named = parse_resolv_conf(&text);
-        if named == known {
-            continue;
-        }
-        known.clone_from(&named);
-        let (kept, refused) = without_loops(named, &listening);
-        for error in refused {
-            tracing::error!(file = %file.display(), %error, "refusing an upstream");
-        }
-        tracing::info!(file = %file.display(), upstreams = ?kept, "upstreams changed");
-        forwarder.set_upstreams(&kept);
-    }
-}
-
-/// Gives the memory back that reading the first list has left behind.
-fn give_back() {
-    // SAFETY: it takes no pointer and changes nothing that a program can see.
-    #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    unsafe {
-        libc::malloc_trim(0);
-    }
-}
-
-/// Applies what the source says to the zone, batch by batch.
-async fn follow_source(mut feed: Feed, mut zone: Zone, shutdown: CancellationToken) {
-    let mut world = World::default();
-    let mut synced = false;
-    while let Some(batch) = feed.next().await {
-        let Batch {
-            events,
-            synced: complete,
-            ..
-        } = batch;
-        let mut delta = Delta::default();
-        for mut event in events {
-            zone.naming().reduce(&mut event);
-            world.apply(event, &mut delta);
-        }
-        let applied = zone.apply(&world, &delta, now());
-        tracing::debug!(built = applied.built, changed = applied.changed, "applied a batch");
-        if complete && !synced {
-            synced = true;
-            zone.set_synced();
-            give_back();
-            let (services, addresses) = zone.reader().load().counts();
-            tracing::info!(services, addresses, "synced: answering the cluster's names");
-        }
-    }
-    if !shutdown.is_cancelled() {
-        tracing::error!("the source ended; answers stay as they are");
-    }
-}
-
-/// The HTTP listeners, bound. Routes that share an address share a listener.
-async fn admins(
+/// Starts to read the cluster, and answers from the disk until it has been read.
+async fn start_source(
+    settings: &Settings,
     args: &RunArgs,
-    shared: &Shared,
-    health: &Health,
-    draining: &Arc<AtomicBool>,
-) -> Result<Vec<admin::Bound>> {
-    let mut registry = Registry::default();
-    portolan_agent::process::register(&mut registry);
-    let port = args.listen.first().map_or(0, SocketAddr::port);
-    registry.register_collector(Box::new(Exporter {
-        server: format!("dns://:{port}"),
-        tallies: shared.tallies.clone(),
-        forwarder: shared.forwarder.clone(),
-        zone: shared.zone.clone(),
-        source: health.clone(),
-    }));
-    let mut admins: BTreeMap<SocketAddr, Admin> = BTreeMap::new();
-    let mut route = |address: SocketAddr, add: &mut dyn FnMut(Admin) -> Admin| {
-        let admin = admins.remove(&address).unwrap_or_default();
-        admins.insert(address, add(admin));
+    mut zone: Zone,
+    configurations: mpsc::Receiver<ZoneConfig>,
+    ready: watch::Sender<bool>,
+    programming: &Arc<Programming>,
+    shutdown: &CancellationToken,
+) -> Result<Option<Health>> {
+    let Some(config) = settings.source.clone() else {
+        zone.set_synced();
+        ready.send_replace(true);
+        // Whoever reads from the zone has a reader of its own.
+        return Ok(None);
     };
-    route(args.health_bind_address, &mut |admin| {
-        admin.version().route("/health", || Reply::text("OK"))
+    let store = store(args, &config);
+    let feed = source::start(config, shutdown.clone()).await?;
+    let health = feed.health();
+    let sync = Sync::new(feed, zone, store, configurations, ready, programming.clone());
+    let shutdown = shutdown.clone();
+    tokio::spawn(async move {
+        sync.run().await;
+        if !shutdown.is_cancelled() {
+            tracing::error!("the source ended; answers stay as they are");
+        }
     });
-    let ready = readiness(shared.zone.clone(), health.clone(), draining.clone());
-    route(args.ready_bind_address, &mut |admin| {
-        admin.route("/ready", ready.clone())
-    });
-    let registry = Arc::new(registry);
-    route(args.metrics_bind_address, &mut |admin| admin.metrics(registry.clone()));
-    let mut bound = Vec::new();
-    for (address, admin) in admins {
-        bound.push(admin.bind(address).await?);
-    }
-    Ok(bound)
+    Ok(Some(health))
 }
 
-/// `/ready`: from the first full sync until the end begins.
-fn readiness(
-    zone: Arc<ArcSwap<Snapshot>>,
-    health: Health,
-    draining: Arc<AtomicBool>,
-) -> impl Fn() -> Reply + Clone + Send + Sync + 'static {
-    move || {
-        if draining.load(Ordering::Relaxed) {
-            return Reply::text("shutting down\n").status(503);
-        }
-        if zone.load().synced {
-            return Reply::text("OK");
-        }
-        let pending = health.pending();
-        Reply::text(format!("waiting for {}\n", pending.join(", "))).status(503)
+/// Where the last state of the cluster is kept, if it is.
+pub fn store(args: &RunArgs, config: &source::Config) -> Option<Store> {
+    let folder = args.zone.source.state_dir.as_deref()?;
+    // Manifests are on the disk already.
+    let Origin::Kube(options) = &config.origin else {
+        return None;
+    };
+    let identity = format!("{:?} {:?} {:?}", options.kubeconfig, options.master, config.wants);
+    Some(Store::new(folder, "portolan-dns", &identity))
+}
+
+/// No zones, for listeners that have none of the cluster's.
+pub fn nothing(settings: &Settings) -> ZoneConfig {
+    let mut config = ZoneConfig::nothing();
+    config.policy = settings.policy.clone();
+    config
+}
+
+/// The limits of one of so many groups.
+fn limits(args: &RunArgs, groups: usize) -> Limits {
+    Limits {
+        max_concurrent: args.max_concurrent as usize,
+        cache_octets: (usize::from(args.cache_size) << 20) / groups.max(1),
+    }
+}
+
+fn served(plant: &Plant, addresses: &[SocketAddr]) -> Served {
+    Served {
+        server: format!("dns://:{}", addresses.first().map_or(0, SocketAddr::port)),
+        tallies: plant.shared.tallies.clone(),
+        forwarder: plant.shared.forwarder.clone(),
+        zone: plant.shared.zone.clone(),
     }
 }

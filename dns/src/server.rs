@@ -14,13 +14,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use socket2::{Domain, Protocol, Socket, Type};
 use thiserror::Error;
 use tokio_util::sync::CancellationToken;
 
 use crate::forward::Forwarder;
+use crate::handover::{Estate, Inherited};
 use crate::metrics::Tallies;
+use crate::rules::Rules;
 use crate::zone::Snapshot;
 
 pub use tls::{TlsError, TlsFiles};
@@ -34,6 +36,8 @@ pub struct Shared {
     pub forwarder: Forwarder,
     /// Where queries are counted.
     pub tallies: Arc<Tallies>,
+    /// What comes before the zones, if anything does.
+    pub rules: Arc<ArcSwapOption<Rules>>,
 }
 
 /// What to listen on.
@@ -153,9 +157,18 @@ struct BoundEncrypted {
 #[derive(Debug)]
 pub struct Running {
     threads: Vec<std::thread::JoinHandle<()>>,
-    stop: Arc<AtomicBool>,
+    stop: Arc<Stop>,
     shutdown: CancellationToken,
     tasks: tokio_util::task::TaskTracker,
+}
+
+/// How the threads are to end.
+#[derive(Debug, Default)]
+struct Stop {
+    /// When nothing waits in their sockets any more.
+    drain: AtomicBool,
+    /// After the batch in hand: a successor reads the same sockets, or time is up.
+    leave: AtomicBool,
 }
 
 /// Binds every address for UDP and TCP.
@@ -163,8 +176,23 @@ pub struct Running {
 /// # Errors
 /// Names the address that cannot be bound, why, and what to do.
 pub fn bind(options: Options) -> Result<Bound, ListenError> {
+    bind_or_inherit(options, &mut Inherited::default())
+}
+
+/// The same with the sockets of a predecessor where it has them.
+///
+/// # Errors
+/// As [`bind`].
+pub fn bind_or_inherit(options: Options, inherited: &mut Inherited) -> Result<Bound, ListenError> {
     let (mut udp, mut tcp, mut addresses) = (Vec::new(), Vec::new(), Vec::new());
     for wanted in &options.listen {
+        let sockets = inherited.take_udp(*wanted);
+        if let Some(stream) = inherited.take_tcp(*wanted).filter(|_| !sockets.is_empty()) {
+            udp.extend(sockets);
+            tcp.push(stream);
+            addresses.push(*wanted);
+            continue;
+        }
         // Someone else's socket with SO_REUSEPORT must not go unnoticed: the first socket is tried without it.
         let probe = if wanted.port() == 0 { None } else { Some(*wanted) };
         if let Some(address) = probe {
@@ -184,7 +212,11 @@ pub fn bind(options: Options) -> Result<Bound, ListenError> {
         tcp.push(stream);
         addresses.push(address);
     }
-    let encrypted: Result<Vec<_>, _> = options.encrypted.iter().map(bind_encrypted).collect();
+    let encrypted: Result<Vec<_>, _> = options
+        .encrypted
+        .iter()
+        .map(|wanted| bind_encrypted(wanted, inherited))
+        .collect();
     Ok(Bound {
         udp,
         tcp,
@@ -202,7 +234,7 @@ fn failed(address: SocketAddr, transport: &'static str, cause: std::io::Error) -
     }
 }
 
-fn bind_encrypted(wanted: &Encrypted) -> Result<BoundEncrypted, ListenError> {
+fn bind_encrypted(wanted: &Encrypted, inherited: &mut Inherited) -> Result<BoundEncrypted, ListenError> {
     let address = wanted.address;
     let (type_, transport, protocols): (_, _, &[&[u8]]) = match wanted.scheme {
         Scheme::Tls => (Type::STREAM, "tcp", &[b"dot"]),
@@ -211,10 +243,20 @@ fn bind_encrypted(wanted: &Encrypted) -> Result<BoundEncrypted, ListenError> {
     };
     let tls = tls::server_config(&wanted.tls, protocols).map_err(|cause| ListenError::Tls { address, cause })?;
     let refused = |cause| failed(address, transport, cause);
-    let socket = bind_socket(address, type_, false).map_err(refused)?;
-    if type_ == Type::STREAM {
-        socket.listen(1024).map_err(refused)?;
-    }
+    let known = match type_ {
+        Type::STREAM => inherited.take_tcp(address).map(Socket::from),
+        _ => inherited.take_udp(address).pop().map(Socket::from),
+    };
+    let socket = match known {
+        Some(socket) => socket,
+        None => {
+            let socket = bind_socket(address, type_, false).map_err(refused)?;
+            if type_ == Type::STREAM {
+                socket.listen(1024).map_err(refused)?;
+            }
+            socket
+        }
+    };
     Ok(BoundEncrypted {
         socket,
         scheme: wanted.scheme,
@@ -269,12 +311,33 @@ impl Bound {
         self.encrypted.iter().filter_map(local).collect()
     }
 
+    /// Copies of the sockets, for a successor.
+    ///
+    /// # Errors
+    /// When there are no descriptors left.
+    pub fn estate(&self, into: &mut Estate) -> std::io::Result<()> {
+        for socket in &self.udp {
+            into.udp.push(socket.try_clone()?);
+        }
+        for socket in &self.tcp {
+            into.tcp.push(socket.try_clone()?);
+        }
+        for BoundEncrypted { socket, scheme, .. } in &self.encrypted {
+            let socket = socket.try_clone()?;
+            match scheme {
+                Scheme::Tls | Scheme::Https => into.tcp.push(socket.into()),
+                Scheme::Quic => into.udp.push(socket.into()),
+            }
+        }
+        Ok(())
+    }
+
     /// Starts to answer. Must be called inside a tokio runtime.
     ///
     /// # Errors
     /// When the system gives no threads.
     pub fn serve(self, shared: &Shared) -> std::io::Result<Running> {
-        let stop = Arc::new(AtomicBool::new(false));
+        let stop = Arc::new(Stop::default());
         let shutdown = CancellationToken::new();
         let tasks = tokio_util::task::TaskTracker::new();
         let mut threads = Vec::new();
@@ -337,21 +400,28 @@ impl Bound {
 impl Running {
     /// Stops taking queries, answers those that have come, and ends. Waits at most `patience`.
     pub async fn drain(self, patience: Duration) {
-        self.stop.store(true, Ordering::Relaxed);
+        self.stop.drain.store(true, Ordering::Relaxed);
         self.shutdown.cancel();
         self.tasks.close();
-        let threads = tokio::task::spawn_blocking(move || {
+        let mut threads = tokio::task::spawn_blocking(move || {
             for thread in self.threads {
                 // A thread that panicked has said so.
                 let _ = thread.join();
             }
         });
-        let all = async {
+        if tokio::time::timeout(patience, &mut threads).await.is_err() {
+            // Queries come without end. What was read is answered.
+            self.stop.leave.store(true, Ordering::Relaxed);
             let _ = threads.await;
-            self.tasks.wait().await;
-        };
-        if tokio::time::timeout(patience, all).await.is_err() {
+        }
+        if tokio::time::timeout(patience, self.tasks.wait()).await.is_err() {
             tracing::warn!(?patience, "some queries were still waiting for upstreams");
         }
+    }
+
+    /// Leaves the sockets to a successor that reads them already, answers what was read, and ends.
+    pub async fn hand_over(self, patience: Duration) {
+        self.stop.leave.store(true, Ordering::Relaxed);
+        self.drain(patience).await;
     }
 }

@@ -26,6 +26,7 @@ pub mod kube;
 pub mod manifests;
 mod once;
 mod problem;
+pub mod store;
 mod wants;
 
 pub use args::SourceArgs;

@@ -3,12 +3,14 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use crate::import::Imported;
 use crate::name::{EndpointSliceName, PodName, ServiceName};
 use crate::service::{Family, Protocol};
 
 /// One entry of a slice's `ports`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EndpointPort {
     /// Matched against the Service port's name; empty where the object says nothing.
     pub name: Box<str>,
@@ -19,7 +21,7 @@ pub struct EndpointPort {
 }
 
 /// Whether an endpoint may get traffic. Absent conditions are read as the API says: ready and serving, not terminating.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Conditions {
     /// May get new traffic. The EndpointSlice controller folds `publishNotReadyAddresses` in.
     pub ready: bool,
@@ -40,7 +42,7 @@ impl Default for Conditions {
 }
 
 /// `endpoints[].hints`: who should use the endpoint.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hints {
     /// `forZones`.
     pub zones: Box<[Arc<str>]>,
@@ -49,7 +51,7 @@ pub struct Hints {
 }
 
 /// What only names say of an endpoint: forwarding looks at none of it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EndpointNames {
     /// Further addresses. The API allows up to 100; in practice there is none.
     pub more_addresses: Box<[IpAddr]>,
@@ -69,7 +71,7 @@ impl EndpointNames {
 }
 
 /// One entry of a slice's `endpoints`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Endpoint {
     /// The first address, which is the one that is forwarded to.
     pub address: IpAddr,
@@ -107,7 +109,7 @@ impl Endpoint {
 }
 
 /// An EndpointSlice of address type IPv4 or IPv6.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EndpointSlice {
     /// Namespace and name; the name says nothing about the Service.
     pub name: EndpointSliceName,

@@ -3,11 +3,13 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use crate::name::ServiceName;
 use crate::service::ServicePort;
 
 /// A ServiceImport.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServiceImport {
     /// Namespace and name, the same in every cluster of the set.
     pub name: ServiceName,
@@ -20,7 +22,7 @@ pub struct ServiceImport {
 }
 
 /// What an EndpointSlice of another cluster belongs to.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Imported {
     /// The ServiceImport that label `multicluster.kubernetes.io/service-name` names, in the slice's namespace.
     pub service: ServiceName,

@@ -4,11 +4,12 @@ use std::fmt;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
 
 use crate::name::ServiceName;
 
 /// Address family of a frontend or an endpoint.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Family {
     /// IPv4.
     V4,
@@ -36,7 +37,7 @@ impl fmt::Display for Family {
 }
 
 /// Transport protocol of a Service port.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Protocol {
     /// TCP, the default of the API.
     #[default]
@@ -83,7 +84,7 @@ impl fmt::Display for Protocol {
 }
 
 /// `spec.type`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum ServiceType {
     /// Reachable on its cluster IPs only.
     #[default]
@@ -108,7 +109,7 @@ impl fmt::Display for ServiceType {
 }
 
 /// `externalTrafficPolicy` and `internalTrafficPolicy`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum TrafficPolicy {
     /// Every endpoint of the cluster.
     #[default]
@@ -127,7 +128,7 @@ impl fmt::Display for TrafficPolicy {
 }
 
 /// `status.loadBalancer.ingress[].ipMode` (KEP-1860).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum IpMode {
     /// Packets reach the node with the load balancer's address as destination: the node must serve it.
     #[default]
@@ -137,7 +138,7 @@ pub enum IpMode {
 }
 
 /// One address in `status.loadBalancer.ingress`. Entries that carry only a host name forward nothing and are not kept.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct LoadBalancerIngress {
     /// The load balancer's address.
     pub ip: IpAddr,
@@ -146,7 +147,7 @@ pub struct LoadBalancerIngress {
 }
 
 /// One entry of `spec.ports`.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct ServicePort {
     /// Empty for the only port of a Service that does not name it. Endpoint ports are matched by this name.
     pub name: Box<str>,
@@ -159,7 +160,7 @@ pub struct ServicePort {
 }
 
 /// A Service.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Service {
     /// Namespace and name.
     pub name: ServiceName,

@@ -6,6 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use crate::endpoint::{Endpoint, EndpointSlice};
 use crate::import::ServiceImport;
 use crate::name::{EndpointSliceName, PodName, ServiceName};
@@ -13,7 +15,7 @@ use crate::node::{Namespace, Node, Pod, ServiceCidr};
 use crate::service::{Family, Service, ServicePort};
 
 /// An object of one of the kinds that the World keeps.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[allow(missing_docs, reason = "each variant is the kind it names")]
 pub enum Object {
     Service(Box<Service>),
@@ -26,7 +28,7 @@ pub enum Object {
 }
 
 /// The kind and name of an object.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[allow(missing_docs, reason = "each variant is the kind it names")]
 pub enum ObjectKey {
     Service(ServiceName),
@@ -54,7 +56,7 @@ impl Object {
 }
 
 /// What a source says. A source that lists anew sends `Apply` for what it finds and `Delete` for what is gone.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Event {
     /// The object is now as given.
     Apply(Object),
@@ -362,6 +364,29 @@ impl World {
     /// Every ServiceCIDR, in order of name.
     pub fn service_cidrs(&self) -> impl Iterator<Item = &ServiceCidr> {
         self.service_cidrs.values()
+    }
+
+    /// Every object, so that another World can be built from them: Services first.
+    pub fn objects(&self) -> impl Iterator<Item = Object> + '_ {
+        let services = self.services.values().cloned().map(Object::Service);
+        let slices = self.slices.values().chain(self.imported_slices.values());
+        let slices = slices.flatten().cloned().map(Object::EndpointSlice);
+        let imports = self
+            .imports
+            .values()
+            .cloned()
+            .map(|o| Object::ServiceImport(Box::new(o)));
+        let nodes = self.nodes.values().cloned().map(|o| Object::Node(Box::new(o)));
+        let namespaces = self.namespaces.values().cloned().map(Object::Namespace);
+        let pods = self.pods.values().cloned().map(|o| Object::Pod(Box::new(o)));
+        let cidrs = self.service_cidrs.values().cloned().map(Object::ServiceCidr);
+        services
+            .chain(imports)
+            .chain(slices)
+            .chain(nodes)
+            .chain(namespaces)
+            .chain(pods)
+            .chain(cidrs)
     }
 
     /// How many Services and how many slices are known.

@@ -40,6 +40,12 @@ pub enum Ede {
     Overloaded,
     /// There is no upstream to ask.
     NoUpstream,
+    /// Every upstream sends queries back to us.
+    Looping,
+    /// The answer is old, because upstreams are silent.
+    StaleAnswer,
+    /// Nothing is configured for the name.
+    NotServed,
     /// The source of the cluster's names is lost: what is said may be out of date.
     Stale,
     /// A rule forbids the question.
@@ -59,7 +65,9 @@ impl Ede {
             Self::Filtered => 17,
             Self::NotSynced => 14,
             Self::AliasChain | Self::Overloaded => 0,
-            Self::UpstreamDown | Self::NoUpstream => 22,
+            Self::UpstreamDown | Self::NoUpstream | Self::Looping => 22,
+            Self::StaleAnswer => 3,
+            Self::NotServed => 20,
         }
     }
 
@@ -74,6 +82,9 @@ impl Ede {
             Self::UpstreamDown => "upstream down",
             Self::Overloaded => "too many queries in flight",
             Self::NoUpstream => "no upstream configured",
+            Self::Looping => "upstream loops back",
+            Self::StaleAnswer => "upstream down, answer is stale",
+            Self::NotServed => "no server block for this name",
         }
     }
 }
@@ -133,6 +144,7 @@ pub fn answer(query: &[u8], snapshot: &Snapshot, client: &Client, out: &mut [u8]
             question,
             aliases,
             completion: None,
+            undo: None,
         })),
         Resolved::Completed(targets, otherwise) => {
             let otherwise = truncate::encode(*otherwise, limit);
@@ -140,6 +152,7 @@ pub fn answer(query: &[u8], snapshot: &Snapshot, client: &Client, out: &mut [u8]
                 question,
                 aliases: Vec::new(),
                 completion: Some(Completion { targets, otherwise }),
+                undo: None,
             }))
         }
     }
@@ -214,7 +227,7 @@ fn wire_name(name: &ProtoName) -> Option<Name> {
 }
 
 /// A name that was checked when it was made. The root stands for one that hickory-proto refuses nevertheless.
-fn proto_name(wire: &[u8]) -> ProtoName {
+pub(crate) fn proto_name(wire: &[u8]) -> ProtoName {
     ProtoName::from_bytes(wire).unwrap_or_else(|_| ProtoName::root())
 }
 
@@ -246,6 +259,28 @@ pub fn failure(question: &Question, code: ResponseCode, ede: Ede) -> Message {
     let mut question = question.clone();
     question.explain(ede);
     response(&question, DNSClass::IN, code)
+}
+
+/// A response that says nothing but NOERROR.
+pub fn empty(question: &Question) -> Message {
+    response(question, DNSClass::IN, ResponseCode::NoError)
+}
+
+/// The query that asks a question.
+pub fn query(question: &Question) -> Option<Vec<u8>> {
+    let mut message = empty(question);
+    message.metadata.message_type = MessageType::Query;
+    message.metadata.recursion_available = false;
+    if let (Some(edns), Some(client)) = (&mut message.edns, question.edns) {
+        edns.set_max_payload(client.payload);
+    }
+    message.to_vec().ok()
+}
+
+/// The question of a query of class IN and EDNS version 0.
+pub fn read_question(message: &Message) -> Option<Question> {
+    let (question, class, version) = read(message)?;
+    (class == DNSClass::IN && version == 0 && message.metadata.op_code == OpCode::Query).then_some(question)
 }
 
 enum Resolved {

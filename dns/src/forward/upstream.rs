@@ -1,129 +1,49 @@
-//! Which upstreams there are: named on the command line or in a resolv.conf that is followed live.
+//! Which upstreams there are: named on the command line, in a Corefile or in a resolv.conf that is followed live, and
+//! how each has been doing.
 //!
 //! An upstream that is this server itself is refused: its queries would go round for ever.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::Duration;
 
 use thiserror::Error;
 
+use super::https::Https;
+use super::spec::Target;
+use super::stream::Stream;
+
 /// Upstreams of a resolv.conf beyond these are not asked (CoreDNS's limit).
 const MAX_UPSTREAMS: usize = 15;
-/// Failures in a row after which an upstream is asked last (CoreDNS's `max_fails`).
-const MAX_FAILS: u32 = 2;
-/// After this time an upstream that failed is asked in its turn again.
-const RETRY_AFTER: Duration = Duration::from_secs(10);
+/// An upstream that has not answered for so long gets company, at most and at least.
+const HEDGE: (Duration, Duration) = (Duration::from_millis(150), Duration::from_millis(30));
 const DNS_PORT: u16 = 53;
 
-/// Where upstreams are named.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Source {
-    /// On the command line.
-    Addresses(Vec<SocketAddr>),
-    /// In a file.
-    ResolvConf(PathBuf),
-}
-
-/// Why upstreams cannot be used.
+/// An upstream that is this server.
 #[derive(Debug, Error)]
-pub enum UpstreamError {
-    /// It is neither an address nor a file name.
-    #[error("--upstream {0:?} is neither an address such as 192.0.2.1, 192.0.2.1:5353 or [2001:db8::1]:53 nor a path")]
-    Unreadable(String),
-    /// Addresses and a file, or two files.
-    #[error("--upstream takes either addresses or one resolv.conf, not both")]
-    Mixed,
-    /// It is this server.
-    #[error(
-        "upstream {0} is this server itself: queries would go round for ever; name another upstream, or the \
-         resolv.conf of the node (with systemd-resolved /run/systemd/resolve/resolv.conf)"
-    )]
-    Loop(SocketAddr),
-    /// The file cannot be read.
-    #[error("cannot read upstreams from {}: {cause}", file.display())]
-    File {
-        /// The file.
-        file: PathBuf,
-        /// Why not.
-        #[source]
-        cause: std::io::Error,
-    },
-}
+#[error(
+    "upstream {0} is this server itself: queries would go round for ever; name another upstream, or the resolv.conf of the node \
+     (with systemd-resolved /run/systemd/resolve/resolv.conf)"
+)]
+pub struct LoopError(pub Target);
 
 /// One upstream and how it has been doing.
 #[derive(Debug)]
 pub struct Upstream {
-    /// Where it listens.
-    pub address: SocketAddr,
+    /// Where it listens, and how it is spoken to.
+    pub target: Target,
+    pub(super) stream: Stream,
+    pub(super) https: Https,
     /// Failures since the last answer.
     failures: AtomicU32,
-    /// When the last failure was, in milliseconds since `epoch`.
-    failed_at: AtomicU64,
-    epoch: Instant,
-}
-
-// === impl Source ===
-
-impl Source {
-    /// Reads the values of `--upstream`.
-    ///
-    /// # Errors
-    /// Says which value is wrong.
-    pub fn parse(values: &[String]) -> Result<Self, UpstreamError> {
-        let mut addresses = Vec::new();
-        let mut file = None;
-        for value in values {
-            match parse_address(value) {
-                Some(address) => addresses.push(address),
-                None if !value.contains('/') => return Err(UpstreamError::Unreadable(value.clone())),
-                None if file.is_some() => return Err(UpstreamError::Mixed),
-                None => file = Some(PathBuf::from(value)),
-            }
-        }
-        match file {
-            Some(_) if !addresses.is_empty() => Err(UpstreamError::Mixed),
-            Some(file) => Ok(Self::ResolvConf(file)),
-            None => Ok(Self::Addresses(addresses)),
-        }
-    }
-
-    /// The upstreams that are named now.
-    ///
-    /// # Errors
-    /// When the file cannot be read.
-    pub fn read(&self) -> Result<Vec<SocketAddr>, UpstreamError> {
-        match self {
-            Self::Addresses(addresses) => Ok(addresses.clone()),
-            Self::ResolvConf(file) => {
-                let text = std::fs::read_to_string(file).map_err(|cause| UpstreamError::File {
-                    file: file.clone(),
-                    cause,
-                })?;
-                Ok(parse_resolv_conf(&text))
-            }
-        }
-    }
-
-    /// The file that is to be followed.
-    pub fn file(&self) -> Option<&Path> {
-        match self {
-            Self::Addresses(_) => None,
-            Self::ResolvConf(file) => Some(file),
-        }
-    }
-}
-
-fn parse_address(text: &str) -> Option<SocketAddr> {
-    let bare = text
-        .strip_prefix('[')
-        .and_then(|rest| rest.strip_suffix(']'))
-        .unwrap_or(text);
-    let ip = || bare.parse::<IpAddr>().ok();
-    text.parse()
-        .ok()
-        .or_else(|| ip().map(|ip| SocketAddr::new(ip, DNS_PORT)))
+    /// Smoothed time of an answer, in microseconds; 0: not known.
+    took: AtomicU32,
+    /// Its queries come back to us.
+    looping: AtomicBool,
+    /// It answers in another letter case than it was asked in.
+    folds_case: AtomicBool,
+    /// Someone probes it.
+    probed: AtomicBool,
 }
 
 /// The `nameserver` lines, in order. What cannot be read is passed over, as resolvers do.
@@ -147,12 +67,12 @@ pub fn parse_resolv_conf(text: &str) -> Vec<SocketAddr> {
 }
 
 /// Parts upstreams from those that are this server itself, given where it listens.
-pub fn without_loops(upstreams: Vec<SocketAddr>, listening: &[SocketAddr]) -> (Vec<SocketAddr>, Vec<UpstreamError>) {
+pub fn without_loops(upstreams: Vec<Target>, listening: &[SocketAddr]) -> (Vec<Target>, Vec<LoopError>) {
     let mut refused = Vec::new();
     let kept = upstreams.into_iter().filter(|upstream| {
-        let own = listening.iter().any(|listen| reaches(*upstream, *listen));
+        let own = listening.iter().any(|listen| reaches(upstream.address, *listen));
         if own {
-            refused.push(UpstreamError::Loop(*upstream));
+            refused.push(LoopError(upstream.clone()));
         }
         !own
     });
@@ -188,60 +108,82 @@ pub fn any_of(address: SocketAddr) -> SocketAddr {
 
 impl Upstream {
     /// An upstream of which nothing is known yet.
-    pub fn new(address: SocketAddr) -> Self {
+    pub fn new(target: Target) -> Self {
         Self {
-            address,
+            target,
+            stream: Stream::default(),
+            https: Https::default(),
             failures: AtomicU32::new(0),
-            failed_at: AtomicU64::new(0),
-            epoch: Instant::now(),
+            took: AtomicU32::new(0),
+            looping: AtomicBool::new(false),
+            folds_case: AtomicBool::new(false),
+            probed: AtomicBool::new(false),
         }
     }
 
-    /// Notes an answer.
-    pub fn answered(&self) {
+    /// Notes an answer and how long it took.
+    pub fn answered(&self, took: Duration) {
         self.failures.store(0, Ordering::Relaxed);
+        let new = u32::try_from(took.as_micros()).unwrap_or(u32::MAX).max(1);
+        let old = self.took.load(Ordering::Relaxed);
+        let smoothed = if old == 0 { new } else { old - old / 8 + new / 8 };
+        self.took.store(smoothed.max(1), Ordering::Relaxed);
     }
 
-    /// Notes that no answer came. True when it is now counted as down and was not before.
-    pub fn failed(&self) -> bool {
-        self.failed_at
-            .store(self.epoch.elapsed().as_millis() as u64, Ordering::Relaxed);
-        self.failures.fetch_add(1, Ordering::Relaxed) + 1 == MAX_FAILS
+    /// Notes that no answer came. True when that makes `max_fails` in a row.
+    pub fn failed(&self, max_fails: u32) -> bool {
+        self.failures.fetch_add(1, Ordering::Relaxed).saturating_add(1) == max_fails
     }
 
     /// Whether it should be asked last.
-    pub fn is_down(&self) -> bool {
-        let since = Duration::from_millis(self.failed_at.load(Ordering::Relaxed));
-        self.failures.load(Ordering::Relaxed) >= MAX_FAILS && self.epoch.elapsed().saturating_sub(since) < RETRY_AFTER
+    pub fn is_down(&self, max_fails: u32) -> bool {
+        max_fails > 0 && self.failures.load(Ordering::Relaxed) >= max_fails
+    }
+
+    /// How long to wait before another is asked as well: several times what it usually takes.
+    pub fn hedge_after(&self) -> Duration {
+        match self.took.load(Ordering::Relaxed) {
+            0 => HEDGE.0,
+            took => (Duration::from_micros(took.into()) * 6).clamp(HEDGE.1, HEDGE.0),
+        }
+    }
+
+    /// Whether its queries come back to us.
+    pub fn is_looping(&self) -> bool {
+        self.looping.load(Ordering::Relaxed)
+    }
+
+    /// Notes whether its queries come back to us. True when that is news.
+    pub fn set_looping(&self, looping: bool) -> bool {
+        self.looping.swap(looping, Ordering::Relaxed) != looping
+    }
+
+    /// Whether it answers in the letter case that it was asked in, as far as is known.
+    pub fn keeps_case(&self) -> bool {
+        !self.folds_case.load(Ordering::Relaxed)
+    }
+
+    /// Notes over a stream, where nobody can forge it, that it does not keep letter case.
+    pub fn folds_case(&self) {
+        if !self.folds_case.swap(true, Ordering::Relaxed) {
+            tracing::info!(upstream = %self.target, "the upstream does not keep letter case; going on without that check");
+        }
+    }
+
+    /// Takes the right to probe it; false when someone has it.
+    pub fn begin_probing(&self) -> bool {
+        !self.probed.swap(true, Ordering::Relaxed)
+    }
+
+    /// Gives that right back.
+    pub fn end_probing(&self) {
+        self.probed.store(false, Ordering::Relaxed);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn upstreams_are_read_from_flags() {
-        let parse = |values: &[&str]| Source::parse(&values.iter().map(|v| (*v).to_owned()).collect::<Vec<_>>());
-        let addresses = |list: &[&str]| Source::Addresses(list.iter().map(|a| a.parse().unwrap()).collect());
-        assert_eq!(
-            parse(&["192.0.2.1", "192.0.2.2:5353"]).unwrap(),
-            addresses(&["192.0.2.1:53", "192.0.2.2:5353"])
-        );
-        assert_eq!(
-            parse(&["2001:db8::1", "[2001:db8::2]"]).unwrap(),
-            addresses(&["[2001:db8::1]:53", "[2001:db8::2]:53"])
-        );
-        assert_eq!(
-            parse(&["/etc/resolv.conf"]).unwrap(),
-            Source::ResolvConf("/etc/resolv.conf".into())
-        );
-        assert!(matches!(parse(&["dns.example.com"]), Err(UpstreamError::Unreadable(_))));
-        assert!(matches!(
-            parse(&["192.0.2.1", "/etc/resolv.conf"]),
-            Err(UpstreamError::Mixed)
-        ));
-    }
 
     #[test]
     fn resolv_conf_is_read_as_resolvers_do() {
@@ -254,7 +196,10 @@ mod tests {
     #[test]
     fn this_server_is_no_upstream() {
         let refused = |upstream: &str, listen: &str| {
-            let (kept, refused) = without_loops(vec![upstream.parse().unwrap()], &[listen.parse().unwrap()]);
+            let (kept, refused) = without_loops(
+                vec![Target::plain(upstream.parse().unwrap())],
+                &[listen.parse().unwrap()],
+            );
             assert_eq!(kept.len() + refused.len(), 1);
             !refused.is_empty()
         };
@@ -269,12 +214,17 @@ mod tests {
     }
 
     #[test]
-    fn an_upstream_is_down_after_two_failures() {
-        let upstream = Upstream::new("192.0.2.1:53".parse().unwrap());
-        assert!(!upstream.failed() && !upstream.is_down());
-        assert!(upstream.failed() && upstream.is_down());
-        assert!(!upstream.failed());
-        upstream.answered();
-        assert!(!upstream.is_down());
+    fn an_upstream_is_down_after_its_failures() {
+        let upstream = Upstream::new(Target::plain("192.0.2.1:53".parse().unwrap()));
+        assert!(!upstream.failed(2) && !upstream.is_down(2));
+        assert!(upstream.failed(2) && upstream.is_down(2) && !upstream.is_down(0));
+        assert!(!upstream.failed(2));
+        upstream.answered(Duration::from_millis(1));
+        assert!(!upstream.is_down(2));
+        assert_eq!(upstream.hedge_after(), HEDGE.1);
+        let slow = Upstream::new(Target::plain("192.0.2.2:53".parse().unwrap()));
+        assert_eq!(slow.hedge_after(), HEDGE.0);
+        slow.answered(Duration::from_secs(1));
+        assert_eq!(slow.hedge_after(), HEDGE.0);
     }
 }

@@ -1,5 +1,6 @@
 //! Adds up what was counted when someone scrapes.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,16 +13,18 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 
-use super::{Buckets, DURATIONS, RCODES, SIZES, TYPE_KINDS, TYPES, Tallies, ZoneTally};
+use super::{Buckets, DURATIONS, ForwardMetrics, Programming, RCODES, SIZES, TYPE_KINDS, TYPES, Tallies, ZoneTally};
+use crate::cache::Cache;
 use crate::forward::Forwarder;
+use crate::run::reload::Counts;
 use crate::zone::{Snapshot, names};
 
 const TRANSPORTS: [&str; 2] = ["udp", "tcp"];
 const FAMILIES: [&str; 2] = ["1", "2"];
 
-/// Everything that `/metrics` says about this server.
+/// What one group of listeners is asked and answers.
 #[derive(Debug)]
-pub struct Exporter {
+pub struct Served {
     /// The label `server`, as CoreDNS writes it: `dns://:53`.
     pub server: String,
     /// What the threads counted.
@@ -30,15 +33,32 @@ pub struct Exporter {
     pub forwarder: Forwarder,
     /// What is served.
     pub zone: Arc<ArcSwap<Snapshot>>,
-    /// How the source is doing.
-    pub source: Health,
+}
+
+/// Everything that `/metrics` says about this process.
+#[derive(Debug)]
+pub struct Exporter {
+    /// The groups of listeners.
+    pub served: Vec<Served>,
+    /// What is forwarded, by all of them.
+    pub forwarding: ForwardMetrics,
+    /// The cluster's names.
+    pub zone: Arc<ArcSwap<Snapshot>>,
+    /// How the source is doing, if there is one.
+    pub source: Option<Health>,
+    /// How long changes took to become names.
+    pub programming: Arc<Programming>,
+    /// How the Corefile is followed.
+    pub reload: Arc<Counts>,
+    /// Plugins by server block.
+    pub plugins: BTreeSet<(String, String)>,
 }
 
 type Labels<'a> = Vec<(&'static str, &'a str)>;
 
-// === impl Exporter ===
+// === impl Served ===
 
-impl Exporter {
+impl Served {
     /// The names of all zones in order, and `.` for everything else.
     fn zones(&self) -> Vec<String> {
         let snapshot = self.zone.load();
@@ -51,20 +71,24 @@ impl Exporter {
         let counters = tallies.iter().filter_map(|tally| counter(tally.zones.get(zone)?));
         counters.map(|counter| counter.load(Ordering::Relaxed)).sum()
     }
+}
 
+// === impl Exporter ===
+
+impl Exporter {
     fn requests(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let help = "Counter of DNS requests made per zone, protocol and family";
         let mut family = encoder.encode_descriptor("coredns_dns_requests", help, None, MetricType::Counter)?;
-        for (index, zone) in self.zones().iter().enumerate() {
+        for (served, index, zone) in self.zones() {
             for slot in 0..4 * TYPE_KINDS {
-                let count = self.sum(index, |tally| tally.requests.get(slot));
+                let count = served.sum(index, |tally| tally.requests.get(slot));
                 if count == 0 {
                     continue;
                 }
                 let (place, kind) = (slot / TYPE_KINDS, slot % TYPE_KINDS);
                 let labels: Labels<'_> = vec![
-                    ("server", &self.server),
-                    ("zone", zone),
+                    ("server", &served.server),
+                    ("zone", &zone),
                     ("view", ""),
                     ("proto", TRANSPORTS[place / 2]),
                     ("family", FAMILIES[place % 2]),
@@ -79,21 +103,16 @@ impl Exporter {
     fn responses(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let help = "Counter of response status codes";
         let mut family = encoder.encode_descriptor("coredns_dns_responses", help, None, MetricType::Counter)?;
-        let zones = self.zones();
-        for (index, zone) in zones.iter().enumerate() {
-            let plugin = if index + 1 < zones.len() {
-                "kubernetes"
-            } else {
-                "forward"
-            };
+        for (served, index, zone) in self.zones() {
+            let plugin = if zone == "." { "forward" } else { "kubernetes" };
             for (code, rcode) in RCODES.iter().enumerate() {
-                let count = self.sum(index, |tally| tally.rcodes.get(code));
+                let count = served.sum(index, |tally| tally.rcodes.get(code));
                 if count == 0 {
                     continue;
                 }
                 let labels: Labels<'_> = vec![
-                    ("server", &self.server),
-                    ("zone", zone),
+                    ("server", &served.server),
+                    ("zone", &zone),
                     ("view", ""),
                     ("rcode", rcode),
                     ("plugin", plugin),
@@ -117,19 +136,19 @@ impl Exporter {
         } else {
             &[None]
         };
-        for (index, zone) in self.zones().iter().enumerate() {
+        for (served, index, zone) in self.zones() {
             for (proto, transport) in transports.iter().enumerate() {
                 let bounds = about.bounds.iter().copied().chain([f64::INFINITY]);
                 let counts: Vec<(f64, u64)> = bounds
                     .enumerate()
-                    .map(|(slot, bound)| (bound, self.sum(index, |tally| of(tally, proto).counts.get(slot))))
+                    .map(|(slot, bound)| (bound, served.sum(index, |tally| of(tally, proto).counts.get(slot))))
                     .collect();
                 let count = counts.iter().map(|(_, count)| count).sum();
                 if count == 0 {
                     continue;
                 }
-                let sum = self.sum(index, |tally| Some(&of(tally, proto).sum)) as f64 * about.unit;
-                let mut labels: Labels<'_> = vec![("server", &self.server), ("zone", zone), ("view", "")];
+                let sum = served.sum(index, |tally| Some(&of(tally, proto).sum)) as f64 * about.unit;
+                let mut labels: Labels<'_> = vec![("server", &served.server), ("zone", &zone), ("view", "")];
                 labels.extend(transport.map(|transport| ("proto", transport)));
                 family
                     .encode_family(&labels)?
@@ -139,52 +158,152 @@ impl Exporter {
         Ok(())
     }
 
+    /// Every zone of every group, with its place.
+    fn zones(&self) -> Vec<(&Served, usize, String)> {
+        let zones = |served| {
+            Served::zones(served)
+                .into_iter()
+                .enumerate()
+                .map(move |(index, zone)| (served, index, zone))
+        };
+        self.served.iter().flat_map(zones).collect()
+    }
+
     fn cache(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let cache = self.forwarder.cache();
-        let kinds = [("success", &cache.success), ("denial", &cache.denial)];
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let labels = |kind: &'static str| -> Labels<'_> {
-            vec![("server", &self.server), ("type", kind), ("zones", "."), ("view", "")]
+        let labels = |served: &'_ Served| -> Vec<(&'static str, String)> {
+            vec![
+                ("server", served.server.clone()),
+                ("zones", ".".to_owned()),
+                ("view", String::new()),
+            ]
+        };
+        let by_kind = |served: &'_ Served, kind: &str| {
+            let mut labels = labels(served);
+            labels.insert(1, ("type", kind.to_owned()));
+            labels
+        };
+        let kinds = |cache: &Cache, of: fn(&crate::cache::Counts) -> &AtomicU64| {
+            [
+                ("success", load(of(&cache.success))),
+                ("denial", load(of(&cache.denial))),
+            ]
         };
         let help = "The number of elements in the cache";
         let mut family = encoder.encode_descriptor("coredns_cache_entries", help, None, MetricType::Gauge)?;
-        for (kind, counts) in kinds {
-            ConstGauge::new(load(&counts.entries) as i64).encode(family.encode_family(&labels(kind))?)?;
+        for served in &self.served {
+            for (kind, count) in kinds(served.forwarder.cache(), |counts| &counts.entries) {
+                ConstGauge::new(count as i64).encode(family.encode_family(&by_kind(served, kind))?)?;
+            }
         }
-        let help = "The count of cache hits";
-        let mut family = encoder.encode_descriptor("coredns_cache_hits", help, None, MetricType::Counter)?;
-        for (kind, counts) in kinds {
-            ConstCounter::new(load(&counts.hits)).encode(family.encode_family(&labels(kind))?)?;
+        type Count = fn(&crate::cache::Counts) -> &AtomicU64;
+        let counters: [(&str, &str, Count); 2] = [
+            ("coredns_cache_hits", "The count of cache hits", |counts| &counts.hits),
+            ("coredns_cache_evictions", "The count of cache evictions", |counts| {
+                &counts.evictions
+            }),
+        ];
+        for (name, help, of) in counters {
+            let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+            for served in &self.served {
+                for (kind, count) in kinds(served.forwarder.cache(), of) {
+                    ConstCounter::new(count).encode(family.encode_family(&by_kind(served, kind))?)?;
+                }
+            }
         }
-        let help = "The count of cache evictions";
-        let mut family = encoder.encode_descriptor("coredns_cache_evictions", help, None, MetricType::Counter)?;
-        for (kind, counts) in kinds {
-            ConstCounter::new(load(&counts.evictions)).encode(family.encode_family(&labels(kind))?)?;
+        let misses =
+            |cache: &Cache| load(&cache.requests).saturating_sub(load(&cache.success.hits) + load(&cache.denial.hits));
+        type Whole<'a> = &'a dyn Fn(&Cache) -> u64;
+        let wholes: [(&str, &str, Whole<'_>); 4] = [
+            ("coredns_cache_requests", "The count of cache requests", &|cache| {
+                load(&cache.requests)
+            }),
+            (
+                "coredns_cache_misses",
+                "The count of cache misses. Deprecated, derive misses from cache hits/requests counters",
+                &misses,
+            ),
+            (
+                "coredns_cache_prefetch",
+                "The number of times the cache has prefetched a cached item",
+                &|cache| load(&cache.prefetched),
+            ),
+            (
+                "coredns_cache_served_stale",
+                "The number of requests served from stale cache entries",
+                &|cache| load(&cache.stale),
+            ),
+        ];
+        for (name, help, count) in wholes {
+            let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+            for served in &self.served {
+                let count = count(served.forwarder.cache());
+                ConstCounter::new(count).encode(family.encode_family(&labels(served))?)?;
+            }
         }
-        let help = "The count of cache requests";
-        let mut family = encoder.encode_descriptor("coredns_cache_requests", help, None, MetricType::Counter)?;
-        let labels: Labels<'_> = vec![("server", &self.server), ("zones", "."), ("view", "")];
-        ConstCounter::new(load(&cache.requests)).encode(family.encode_family(&labels)?)
+        Ok(())
     }
 
     fn forward(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let rejects = ConstCounter::new(self.forwarder.rejected());
+        let sum = |of: fn(&Forwarder) -> u64| {
+            ConstCounter::new(self.served.iter().map(|served| of(&served.forwarder)).sum::<u64>())
+        };
         let help = "Counter of the number of queries rejected because the concurrent queries were at maximum";
         let name = "coredns_forward_max_concurrent_rejects";
-        rejects.encode(encoder.encode_descriptor(name, help, None, MetricType::Counter)?)?;
-        let durations = &self.forwarder.metrics().durations;
+        sum(Forwarder::rejected).encode(encoder.encode_descriptor(name, help, None, MetricType::Counter)?)?;
         let help = "Histogram of the time each request took";
         let name = "coredns_proxy_request_duration_seconds";
-        durations.encode(encoder.encode_descriptor(name, help, None, MetricType::Histogram)?)
+        let durations = &self.forwarding.durations;
+        durations.encode(encoder.encode_descriptor(name, help, None, MetricType::Histogram)?)?;
+        let help = "Counter of the number of failed healthchecks";
+        let name = "coredns_proxy_healthcheck_failures";
+        let failed = &self.forwarding.probes_failed;
+        failed.encode(encoder.encode_descriptor(name, help, None, MetricType::Counter)?)?;
+        let help = "Counter of the number of complete failures of the healthchecks";
+        let name = "coredns_forward_healthcheck_broken";
+        sum(Forwarder::broken).encode(encoder.encode_descriptor(name, help, None, MetricType::Counter)?)
+    }
+
+    /// What was built, what is configured, and how changes of either kind get here.
+    fn about(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let help = "A metric with a constant '1' value labeled by version, revision, and goversion from which CoreDNS was built";
+        let labels: Labels<'_> = vec![
+            ("version", portolan_agent::version::VERSION),
+            ("revision", portolan_agent::version::BUILD.commit),
+            ("goversion", "none"),
+        ];
+        let mut family = encoder.encode_descriptor("coredns_build_info", help, None, MetricType::Gauge)?;
+        ConstGauge::new(1).encode(family.encode_family(&labels)?)?;
+        let help = "A metric that indicates whether a plugin is enabled on per server and zone basis";
+        let mut family = encoder.encode_descriptor("coredns_plugin_enabled", help, None, MetricType::Gauge)?;
+        let server = self.served.first().map_or("", |served| served.server.as_str());
+        for (zone, plugin) in &self.plugins {
+            let labels: Labels<'_> = vec![("server", server), ("zone", zone), ("view", ""), ("name", plugin)];
+            ConstGauge::new(1).encode(family.encode_family(&labels)?)?;
+        }
+        let help = "Counter of the number of failed reload attempts";
+        let failed = ConstCounter::new(self.reload.failed.load(Ordering::Relaxed));
+        failed.encode(encoder.encode_descriptor("coredns_reload_failed", help, None, MetricType::Counter)?)?;
+        let help = "A metric with a constant '1' value labeled by hash, and value which type of hash generated";
+        let mut family = encoder.encode_descriptor("coredns_reload_version_info", help, None, MetricType::Gauge)?;
+        let version = format!("{:016x}", self.reload.version.load(Ordering::Relaxed));
+        let labels: Labels<'_> = vec![("hash", "fnv1a"), ("value", &version)];
+        ConstGauge::new(1).encode(family.encode_family(&labels)?)?;
+        let help = "Histogram of the time (in seconds) it took to program a dns instance";
+        let name = "coredns_kubernetes_dns_programming_duration_seconds";
+        let programming = &self.programming.0;
+        programming.encode(encoder.encode_descriptor(name, help, None, MetricType::Histogram)?)
     }
 
     fn state(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let panics = self
-            .tallies
-            .lock()
-            .iter()
-            .map(|tally| tally.panics.load(Ordering::Relaxed))
-            .sum::<u64>();
+        let panics = self.served.iter().map(|served| {
+            let tallies = served.tallies.lock();
+            tallies
+                .iter()
+                .map(|tally| tally.panics.load(Ordering::Relaxed))
+                .sum::<u64>()
+        });
+        let panics: u64 = panics.sum();
         let help = "A metrics that counts the number of panics";
         ConstCounter::new(panics).encode(encoder.encode_descriptor(
             "coredns_panics",
@@ -203,7 +322,17 @@ impl Exporter {
             (
                 "portolan_dns_source_connected",
                 "Whether the source answers",
-                i64::from(self.source.connected()),
+                i64::from(self.source.as_ref().is_none_or(Health::connected)),
+            ),
+            (
+                "portolan_dns_stale",
+                "Whether answers may be out of date, because the source is lost or has not been read since the start",
+                i64::from(snapshot.stale),
+            ),
+            (
+                "portolan_dns_source_lost_seconds",
+                "For how long the source has been lost; 0 while it answers",
+                self.source.as_ref().map_or(0, lost_seconds),
             ),
             (
                 "portolan_dns_serial",
@@ -217,6 +346,16 @@ impl Exporter {
         }
         Ok(())
     }
+}
+
+/// For how many seconds the source of some kind has been silent.
+fn lost_seconds(health: &Health) -> i64 {
+    let kinds = health.kinds();
+    let lost = kinds.values().filter(|kind| !kind.connected);
+    lost.filter_map(|kind| kind.since.elapsed().ok())
+        .map(|since| since.as_secs() as i64)
+        .max()
+        .unwrap_or(0)
 }
 
 /// What a histogram is called and how it is counted.
@@ -257,6 +396,7 @@ impl Collector for Exporter {
         self.histogram(&mut encoder, &sizes, |tally, proto| &tally.response_sizes[proto])?;
         self.cache(&mut encoder)?;
         self.forward(&mut encoder)?;
+        self.about(&mut encoder)?;
         self.state(&mut encoder)
     }
 }

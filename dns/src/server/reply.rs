@@ -8,9 +8,10 @@ use std::time::Instant;
 use super::Shared;
 use crate::answer::edns::MAX_TCP;
 use crate::answer::transfer::Transfer;
-use crate::answer::{Answered, Client, Completion, Forward, Transport, Verdict, answer};
+use crate::answer::{Answered, Client, Completion, Forward, Question, Transport, Verdict};
 use crate::forward::{Forwarder, Slot};
 use crate::metrics::{Observed, Tally};
+use crate::rules::ruled;
 
 thread_local! {
     /// The largest response fits; what is sent is copied out.
@@ -48,7 +49,10 @@ impl Answerer {
             now: super::now(),
         };
         let snapshot = self.shared.zone.load();
-        RESPONSE.with_borrow_mut(|buffer| match answer(query, &snapshot, &client, buffer) {
+        let rules = self.shared.rules.load();
+        let mut question = Question::default();
+        let mut answer = |buffer: &mut [u8]| ruled(rules.as_deref(), &mut question, query, &snapshot, &client, buffer);
+        RESPONSE.with_borrow_mut(|buffer| match answer(buffer) {
             Verdict::Answer(Answered { length, zone }) => {
                 let reply = buffer.get(..length).unwrap_or_default();
                 self.observe(peer, zone, query.len(), reply, begun);
@@ -69,7 +73,7 @@ impl Answerer {
         });
         let reply = match cached.filter(|_| forward.completion.is_none()) {
             Some(reply) => reply,
-            None => match forwarder.slot() {
+            None => match forwarder.slot(forward) {
                 Some(slot) => resolve(forwarder, forward, Transport::Tcp, slot).await,
                 None => forwarder.overloaded(&forward.question, Transport::Tcp),
             },
@@ -98,6 +102,9 @@ impl Answerer {
             response,
             took: begun.elapsed(),
         });
+        if let Some(rules) = self.shared.rules.load().as_deref() {
+            rules.log(peer, Transport::Tcp, request, response, begun.elapsed());
+        }
     }
 }
 
@@ -108,7 +115,7 @@ pub(super) async fn resolve(forwarder: &Forwarder, forward: &Forward, transport:
     };
     let mut slot = Some(slot);
     for step in targets.iter().map(|target| forward.towards(target)) {
-        let Some(slot) = slot.take().or_else(|| forwarder.slot()) else {
+        let Some(slot) = slot.take().or_else(|| forwarder.slot(&step)) else {
             return forwarder.overloaded(&forward.question, transport);
         };
         let reply = forwarder.resolve(&step, transport, slot).await;

@@ -9,20 +9,21 @@ mod batch;
 #[path = "udp/portable.rs"]
 mod batch;
 
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use arc_swap::{ArcSwap, Cache};
+use arc_swap::{ArcSwap, ArcSwapOption, Cache};
 use socket2::Type;
 use tokio_util::task::TaskTracker;
 
-use super::{Shared, bind_socket};
-use crate::answer::{Answered, Client, Forward, Question, Transport, Verdict, answer_with};
+use super::{Shared, Stop, bind_socket};
+use crate::answer::{Answered, Client, Forward, Question, Transport, Verdict};
 use crate::forward::Forwarder;
 use crate::metrics::{Observed, Tally};
+use crate::rules::{Rules, ruled};
 use crate::zone::Snapshot;
 use batch::{Batch, Origin};
 
@@ -48,9 +49,10 @@ pub(super) struct Worker {
     socket: Arc<UdpSocket>,
     v6: bool,
     zone: Cache<Arc<ArcSwap<Snapshot>>, Arc<Snapshot>>,
+    rules: Cache<Arc<ArcSwapOption<Rules>>, Option<Arc<Rules>>>,
     forwarder: Forwarder,
     tally: Arc<Tally>,
-    stop: Arc<AtomicBool>,
+    stop: Arc<Stop>,
     runtime: tokio::runtime::Handle,
     tasks: TaskTracker,
     rotation: Rotation,
@@ -85,13 +87,14 @@ impl Worker {
     pub(super) fn new(
         socket: UdpSocket,
         shared: &Shared,
-        stop: Arc<AtomicBool>,
+        stop: Arc<Stop>,
         tasks: TaskTracker,
     ) -> std::io::Result<Self> {
         Ok(Self {
             v6: socket.local_addr()?.is_ipv6(),
             socket: Arc::new(socket),
             zone: Cache::new(shared.zone.clone()),
+            rules: Cache::new(shared.rules.clone()),
             forwarder: shared.forwarder.clone(),
             tally: shared.tallies.tally(),
             stop,
@@ -105,9 +108,9 @@ impl Worker {
     /// Answers until told to stop and nothing waits any more.
     pub(super) fn run(mut self) {
         let mut batch = Batch::new();
-        loop {
+        while !self.stop.leave.load(Ordering::Relaxed) {
             match batch.receive(&self.socket) {
-                Ok(0) if self.stop.load(Ordering::Relaxed) => return,
+                Ok(0) if self.stop.drain.load(Ordering::Relaxed) => return,
                 Ok(0) => {}
                 Ok(count) => {
                     let begun = Instant::now();
@@ -130,15 +133,21 @@ impl Worker {
         match done {
             Ok(Done::Reply(answered)) => {
                 batch.reply(index, answered.length);
+                let peer = batch.peer(index);
                 let (query, reply) = batch.pair(index);
+                let (request, response) = (query.len(), reply.get(..answered.length).unwrap_or_default());
+                let took = begun.elapsed();
                 self.tally.observe(&Observed {
                     transport: Transport::Udp,
                     v6: self.v6,
                     zone: answered.zone,
-                    request: query.len(),
-                    response: reply.get(..answered.length).unwrap_or_default(),
-                    took: begun.elapsed(),
+                    request,
+                    response,
+                    took,
                 });
+                if let Some(rules) = self.rules.load().as_deref() {
+                    rules.log(peer, Transport::Udp, request, response, took);
+                }
             }
             Ok(Done::Waits | Done::Nothing) => {}
             Err(_) => self.tally.panicked(),
@@ -152,9 +161,9 @@ impl Worker {
             rotation: self.rotation.next(),
             now,
         };
-        let snapshot = self.zone.load();
+        let (snapshot, rules) = (self.zone.load(), self.rules.load().as_deref());
         let (query, reply) = batch.pair(index);
-        let forward = match answer_with(&mut self.question, query, snapshot, &client, reply) {
+        let forward = match ruled(rules, &mut self.question, query, snapshot, &client, reply) {
             Verdict::Answer(answered) => return Done::Reply(answered),
             // Zones go over TCP only.
             Verdict::Drop | Verdict::Transfer(_) => return Done::Nothing,
@@ -166,7 +175,7 @@ impl Worker {
         {
             return unzoned(length);
         }
-        let Some(slot) = self.forwarder.slot() else {
+        let Some(slot) = self.forwarder.slot(&forward) else {
             let refused = self.forwarder.overloaded(&forward.question, Transport::Udp);
             return match reply.get_mut(..refused.len()) {
                 Some(place) => {
@@ -185,6 +194,8 @@ impl Worker {
             tally: self.tally.clone(),
             forward: *forward,
             origin,
+            peer: client.address,
+            rules: self.rules.load().clone(),
             request,
         };
         self.tasks.spawn_on(resolve(later, slot), &self.runtime);
@@ -200,6 +211,8 @@ struct Later {
     tally: Arc<Tally>,
     forward: Forward,
     origin: Origin,
+    peer: IpAddr,
+    rules: Option<Arc<Rules>>,
     request: usize,
 }
 
@@ -216,4 +229,7 @@ async fn resolve(later: Later, slot: crate::forward::Slot) {
         response: &reply,
         took: begun.elapsed(),
     });
+    if let Some(rules) = &later.rules {
+        rules.log(later.peer, Transport::Udp, later.request, &reply, begun.elapsed());
+    }
 }

@@ -116,6 +116,8 @@ pub struct ZoneConfig {
     pub own_v4: Box<[Ipv4Addr]>,
     /// Our own IPv6 addresses.
     pub own_v6: Box<[Ipv6Addr]>,
+    /// Domains inside our zones whose names are not ours.
+    elsewhere: Box<[Domain]>,
 }
 
 /// Why zones cannot be served.
@@ -327,7 +329,32 @@ impl ZoneConfig {
             dns_service: (*b"\x08kube-dns\x0bkube-system").into(),
             own_v4: Box::default(),
             own_v6: Box::default(),
+            elsewhere: Box::default(),
         })
+    }
+
+    /// No zones: every name is someone else's.
+    pub fn nothing() -> Self {
+        Self {
+            zones: Vec::new(),
+            primary: Box::new([0]),
+            naming: Naming::default(),
+            policy: Arc::default(),
+            dns_service: Box::default(),
+            own_v4: Box::default(),
+            own_v6: Box::default(),
+            elsewhere: Box::default(),
+        }
+    }
+
+    /// Sets which names below our zones are not ours. What is not below a zone of ours is passed over.
+    pub fn set_elsewhere(&mut self, names: impl IntoIterator<Item = String>) {
+        let inside = |domain: &Domain| {
+            let name = Name::from_wire(&domain.wire);
+            name.is_ok_and(|name| self.zone_of(&name).is_some_and(|zone| zone.labels < domain.labels))
+        };
+        let domains = names.into_iter().filter_map(|name| Domain::new(&name).ok());
+        self.elsewhere = domains.filter(inside).collect();
     }
 
     /// Sets the addresses that `ns.dns` holds while there is no DNS Service.
@@ -371,7 +398,9 @@ impl ZoneConfig {
                 .checked_sub(zone.labels)
                 .is_some_and(|above| name.suffix(above) == &*zone.wire)
         };
-        self.zones.iter().find(inside)
+        let zone = self.zones.iter().find(inside)?;
+        let elsewhere = |domain: &Domain| domain.labels > zone.labels && domain.contains(name);
+        (self.elsewhere.is_empty() || !self.elsewhere.iter().any(elsewhere)).then_some(zone)
     }
 
     /// Every zone, the longest name first.

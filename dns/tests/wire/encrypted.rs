@@ -16,12 +16,12 @@ use crate::fixture::{CLUSTER, config, query, said, zone};
 use crate::live::{Live, PATIENCE, Setup, Upstream, framed};
 
 /// A certificate for `localhost` that signs itself, in a folder.
-struct Identity {
-    folder: tempfile::TempDir,
+pub struct Identity {
+    pub folder: tempfile::TempDir,
 }
 
 impl Identity {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let identity = Self {
             folder: tempfile::tempdir().unwrap(),
         };
@@ -35,7 +35,7 @@ impl Identity {
         std::fs::write(self.folder.path().join("key.pem"), made.signing_key.serialize_pem()).unwrap();
     }
 
-    fn files(&self) -> TlsFiles {
+    pub fn files(&self) -> TlsFiles {
         TlsFiles {
             certificate: self.folder.path().join("cert.pem"),
             key: self.folder.path().join("key.pem"),

@@ -3,6 +3,15 @@
 use std::net::{SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
+use portolan_dns::cache::policy::Policy;
+use portolan_dns::forward::everything;
+use portolan_dns::forward::pool::Pool;
+use portolan_dns::forward::route::{Block, Route, Table};
+use portolan_dns::forward::spec::{self, Options, Target};
+use portolan_dns::server::{Encrypted, Scheme};
+use portolan_dns::zone::names;
+
+use crate::encrypted::Identity;
 use crate::fixture::{CLUSTER, config, query, said, with_edns, zone};
 use crate::live::{Live, Setup, Upstream};
 
@@ -169,4 +178,267 @@ fn no_upstream_is_said() {
     let reply = live.udp(&with_edns(query("www.example.com. A"), 1232));
     assert_eq!(said(&reply), ["SERVFAIL".to_owned()].into());
     assert!(!reply.metadata.authoritative);
+}
+
+/// A forwarder's table for one pool of upstreams.
+fn pooled(live: &Live, upstreams: &[SocketAddr], options: Options) -> std::sync::Arc<Pool> {
+    let pool = live.shared.forwarder.pool(options);
+    let targets: Vec<Target> = upstreams.iter().map(|address| Target::plain(*address)).collect();
+    pool.set_targets(&targets);
+    let block = everything(pool.clone(), Some(Policy::default()));
+    live.shared.forwarder.set_table(Table::new(vec![block]));
+    pool
+}
+
+fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !done() {
+        assert!(begun.elapsed() < crate::live::PATIENCE, "{what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn an_upstream_that_dies_is_left_alone_until_it_is_back() {
+    let upstream = Upstream::start();
+    let silent = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let dead = silent.local_addr().unwrap();
+    let live = forwarding_to(&[]);
+    let options = Options {
+        policy: spec::Policy::Sequential,
+        health_check: Duration::from_millis(20),
+        ..Options::default()
+    };
+    let pool = pooled(&live, &[dead, upstream.address], options);
+    let upstreams = pool.upstreams();
+    // Nobody waits for the dead one long enough to see that it is dead, and still it becomes known.
+    wait_until("it is down", || {
+        let name = format!("n{}.example.com. A", rand::random::<u64>());
+        assert_eq!(live.udp(&query(&name)).answers.len(), 1);
+        upstreams[0].is_down(2)
+    });
+    // Somebody answers there again: the probes are heard.
+    std::thread::spawn(move || {
+        let mut buffer = [0; 512];
+        while let Ok((length, peer)) = silent.recv_from(&mut buffer) {
+            buffer[2] |= 0x80;
+            silent.send_to(&buffer[..length], peer).unwrap();
+        }
+    });
+    wait_until("it is back", || !upstreams[0].is_down(2));
+}
+
+#[test]
+fn every_policy_asks_everyone_in_its_order() {
+    let two = [Upstream::start(), Upstream::start()];
+    let live = forwarding_to(&[]);
+    for (policy, first) in [
+        (spec::Policy::Sequential, 40..=40),
+        (spec::Policy::RoundRobin, 20..=35),
+        (spec::Policy::Random, 5..=39),
+    ] {
+        // Never down, so that a pause of this machine changes nothing.
+        let options = Options {
+            policy,
+            max_fails: 0,
+            ..Options::default()
+        };
+        pooled(&live, &[two[0].address, two[1].address], options);
+        let names: Vec<String> = (0..40)
+            .map(|i| format!("{policy:?}-{i}.example.com.").to_lowercase())
+            .collect();
+        for name in &names {
+            assert_eq!(live.udp(&query(&format!("{name} A"))).answers.len(), 1);
+        }
+        let count: usize = names.iter().map(|name| two[0].count(name)).sum();
+        assert!(first.contains(&count), "{policy:?}: {count}");
+    }
+}
+
+#[test]
+fn names_go_where_their_zone_says() {
+    let (stub, root) = (Upstream::start(), Upstream::start());
+    let live = forwarding_to(&[]);
+    let forwarder = &live.shared.forwarder;
+    let wire = |name: &str| names::wire_from_text(name).unwrap();
+    let block = |zone: &str, from: &str, except: &[&str], upstream: &Upstream| {
+        let pool = forwarder.pool(Options::default());
+        pool.set_targets(&[Target::plain(upstream.address)]);
+        Block {
+            zone: wire(zone),
+            routes: vec![Route {
+                from: vec![wire(from)],
+                except: except.iter().map(|name| wire(name)).collect(),
+                pool,
+            }],
+            cache: None,
+            cache_zones: Vec::new(),
+        }
+    };
+    forwarder.set_table(Table::new(vec![
+        block(".", ".", &["except.example"], &root),
+        block("stub.example", "a.stub.example", &[], &stub),
+    ]));
+    for (name, rcode, by_stub, by_root) in [
+        ("www.a.stub.example.", "", 1, 0),
+        ("www.b.stub.example.", "REFUSED", 0, 0),
+        ("xstub.example.", "", 0, 1),
+        ("www.except.example.", "REFUSED", 0, 0),
+    ] {
+        let reply = live.udp(&query(&format!("{name} A")));
+        assert_eq!(said(&reply).contains("REFUSED"), rcode == "REFUSED", "{name}");
+        assert_eq!((stub.count(name), root.count(name)), (by_stub, by_root), "{name}");
+    }
+    // Without a cache everything is asked again.
+    live.udp(&query("xstub.example. A"));
+    assert_eq!(root.count("xstub.example."), 2);
+}
+
+#[test]
+fn old_answers_are_given_while_upstreams_are_silent() {
+    let upstream = Upstream::start();
+    let live = forwarding_to(&[upstream.address]);
+    let pool = live.shared.forwarder.table().pools()[0].clone();
+    let question = with_edns(query("brief.example.com. A"), 1232);
+    assert_eq!(live.udp(&question).answers[0].ttl, 1);
+    // Nobody listens there.
+    let closed = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    pool.set_targets(&[Target::plain(closed)]);
+    std::thread::sleep(Duration::from_millis(1100));
+    let reply = live.udp(&question);
+    assert_eq!((reply.answers.len(), reply.answers[0].ttl), (1, 30));
+    assert!(
+        format!("{:?}", reply.edns.unwrap().options()).contains("[0, 3, "),
+        "EDE 3"
+    );
+    assert_eq!(
+        live.shared
+            .forwarder
+            .cache()
+            .stale
+            .load(std::sync::atomic::Ordering::Relaxed),
+        1
+    );
+    let unknown = live.udp(&query("www.example.com. A"));
+    assert_eq!(said(&unknown), ["SERVFAIL".to_owned()].into());
+}
+
+#[test]
+fn an_upstream_that_loops_is_refused_and_the_others_go_on() {
+    let upstream = Upstream::start();
+    let live = forwarding_to(&[]);
+    // The server itself, as an upstream of its own.
+    let pool = pooled(&live, &[live.address, upstream.address], Options::default());
+    live.block_on(live.shared.forwarder.loops().check(&pool));
+    let looping: Vec<bool> = pool.upstreams().iter().map(|upstream| upstream.is_looping()).collect();
+    assert_eq!(looping, [true, false]);
+    for i in 0..10 {
+        assert_eq!(live.udp(&query(&format!("l{i}.example.com. A"))).answers.len(), 1);
+    }
+    // It is another server now.
+    pool.set_targets(&[Target::plain(live.address)]);
+    let reply = live.udp(&with_edns(query("other.example.com. A"), 1232));
+    assert_eq!(said(&reply), ["SERVFAIL".to_owned()].into());
+}
+
+#[test]
+fn letter_case_is_checked_and_given_up_for_those_who_fold_it() {
+    let upstream = Upstream::start();
+    let live = forwarding_to(&[upstream.address]);
+    for i in 0..3 {
+        assert_eq!(
+            live.udp(&query(&format!("folded.n{i}.a-name-with-letters.example.com. A")))
+                .answers
+                .len(),
+            1
+        );
+    }
+    let pool = live.shared.forwarder.table().pools()[0].clone();
+    assert!(!pool.upstreams()[0].keeps_case());
+}
+
+#[test]
+fn an_upstream_is_lost_under_load_and_no_query_is() {
+    use std::sync::atomic::{AtomicU64, Ordering};
+    let (first, second) = (Upstream::start(), Upstream::start());
+    let live = forwarding_to(&[first.address, second.address]);
+    let asked = AtomicU64::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for _ in 0..100 {
+                    let number = asked.fetch_add(1, Ordering::Relaxed);
+                    if number == 100 {
+                        first.mute();
+                    }
+                    // Never from the cache.
+                    let reply = live.udp(&query(&format!("load-{number}.example.com. A")));
+                    assert_eq!(reply.answers.len(), 1, "query {number}");
+                }
+            });
+        }
+    });
+    let pool = live.shared.forwarder.table().pools()[0].clone();
+    assert!(pool.upstreams()[0].is_down(2), "nobody asks it first any more");
+}
+
+#[test]
+fn upstreams_are_asked_over_tcp_tls_and_https() {
+    let upstream = Upstream::start();
+    let identity = Identity::new();
+    let encrypted = |scheme| Encrypted {
+        address: "127.0.0.1:0".parse().unwrap(),
+        scheme,
+        tls: identity.files(),
+    };
+    // Our own listeners are the upstreams; the tests of those have clients that are not ours.
+    let back = Live::start(
+        &zone(CLUSTER, config()),
+        Setup {
+            upstreams: vec![upstream.address],
+            encrypted: vec![encrypted(Scheme::Tls), encrypted(Scheme::Https)],
+            ..Setup::default()
+        },
+    );
+    let front = forwarding_to(&[]);
+    for (transport, address, name, good) in [
+        (spec::Transport::Dns, upstream.address, None, true),
+        (spec::Transport::Tls, back.encrypted[0], Some("localhost"), true),
+        (spec::Transport::Https, back.encrypted[1], Some("localhost"), true),
+        // The certificate is for another name.
+        (spec::Transport::Tls, back.encrypted[0], Some("example.com"), false),
+        (spec::Transport::Https, back.encrypted[1], None, false),
+    ] {
+        let pool = front.shared.forwarder.pool(Options {
+            force_tcp: true,
+            ca: Some(identity.folder.path().join("cert.pem")),
+            ..Options::default()
+        });
+        let target = Target {
+            address,
+            transport,
+            server_name: name.map(str::to_owned),
+            path: "/dns-query".to_owned(),
+        };
+        pool.set_targets(std::slice::from_ref(&target));
+        front
+            .shared
+            .forwarder
+            .set_table(Table::new(vec![everything(pool, None)]));
+        // Many at a time on one connection.
+        std::thread::scope(|scope| {
+            for i in 0..8 {
+                let (front, target) = (&front, &target);
+                scope.spawn(move || {
+                    let reply = front.udp(&query(&format!("s{i}.example.com. A")));
+                    assert_eq!(reply.answers.len(), usize::from(good), "{target} {name:?}");
+                });
+            }
+        });
+    }
+    assert_eq!(
+        upstream.count("s0.example.com."),
+        1,
+        "asked once over UDP, by the server in the middle"
+    );
 }

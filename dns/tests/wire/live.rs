@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -65,6 +66,7 @@ impl Live {
             zone: zone.reader(),
             forwarder,
             tallies: Arc::new(Tallies::new(zones)),
+            rules: Arc::default(),
         };
         let options = Options {
             listen: vec![setup.listen.parse().unwrap()],
@@ -90,6 +92,11 @@ impl Live {
     /// Asks over UDP.
     pub fn udp(&self, query: &Message) -> Message {
         ask_udp(self.address, &query.to_vec().unwrap())
+    }
+
+    /// Waits for something that is asynchronous.
+    pub fn block_on<T>(&self, future: impl Future<Output = T>) -> T {
+        self.runtime.as_ref().unwrap().block_on(future)
     }
 
     /// Asks over TCP.
@@ -148,9 +155,11 @@ pub fn read_tcp(stream: &mut TcpStream) -> Option<Message> {
 /// An upstream on loopback. What it says depends on the first label of the name:
 ///
 /// `none` NXDOMAIN with a minimum of 7; `servfail`; `cut` TC over UDP; `forged` first a wrong id, a wrong name and
-/// noise; `silent` nothing; `slow` after a while; anything else 192.0.2.1 with a TTL of 60.
+/// noise; `silent` nothing; `slow` after a while; `brief` with a TTL of 1; `folded` in lower case; anything else 192.0.2.1 with a
+/// TTL of 60.
 pub struct Upstream {
     pub address: SocketAddr,
+    muted: Arc<AtomicBool>,
     counts: Arc<Mutex<HashMap<String, usize>>>,
 }
 
@@ -160,13 +169,18 @@ impl Upstream {
         let address = listener.local_addr().unwrap();
         let socket = UdpSocket::bind(address).unwrap();
         let counts: Arc<Mutex<HashMap<String, usize>>> = Arc::default();
+        let muted: Arc<AtomicBool> = Arc::default();
         let upstream = Self {
             address,
+            muted: muted.clone(),
             counts: counts.clone(),
         };
         std::thread::spawn(move || {
             let mut buffer = [0; 4096];
             while let Ok((length, peer)) = socket.recv_from(&mut buffer) {
+                if muted.load(Ordering::Relaxed) {
+                    continue;
+                }
                 let query = Message::from_vec(&buffer[..length]).unwrap();
                 let name = query.queries[0].name().to_ascii().to_ascii_lowercase();
                 *counts.lock().unwrap().entry(name.clone()).or_default() += 1;
@@ -189,6 +203,11 @@ impl Upstream {
         upstream
     }
 
+    /// From now on it says nothing over UDP, as if its machine were gone.
+    pub fn mute(&self) {
+        self.muted.store(true, Ordering::Relaxed);
+    }
+
     /// How often a name was asked over UDP.
     pub fn count(&self, name: &str) -> usize {
         self.counts.lock().unwrap().get(name).copied().unwrap_or(0)
@@ -202,7 +221,11 @@ fn reply(query: &Message) -> Message {
     reply.metadata.recursion_available = true;
     // As an authoritative server would: it must not reach our clients.
     reply.metadata.authoritative = true;
-    match name.iter().next() {
+    let first = name.iter().next().map(<[u8]>::to_ascii_lowercase);
+    if first.as_deref() == Some(b"folded") {
+        reply.queries[0].set_name(name.to_lowercase());
+    }
+    match first.as_deref() {
         Some(b"none") => {
             reply.metadata.response_code = ResponseCode::NXDomain;
             let zone = Name::from_ascii("example.com.").unwrap();
@@ -212,7 +235,12 @@ fn reply(query: &Message) -> Message {
         Some(b"servfail") => reply.metadata.response_code = ResponseCode::ServFail,
         _ if query.queries[0].query_type() == RecordType::A => {
             let data = RData::A(A(Ipv4Addr::new(192, 0, 2, 1)));
-            reply.add_answer(Record::from_rdata(name, 60, data));
+            let ttl = if name.to_ascii().to_ascii_lowercase().starts_with("brief") {
+                1
+            } else {
+                60
+            };
+            reply.add_answer(Record::from_rdata(name, ttl, data));
         }
         _ => {}
     }

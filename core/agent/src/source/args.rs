@@ -23,8 +23,9 @@ pub struct SourceArgs {
     #[arg(long, value_name = "CIDR,CIDR", value_delimiter = ',', value_parser = parse_range, help_heading = "Source",
           default_values_t = manifests::default_service_ranges())]
     pub service_cluster_ip_range: Vec<IpNet>,
-    /// Folder that records allocated addresses with --manifests; default the manifest folder, or
-    /// $XDG_STATE_HOME/portolan where that is read-only
+    /// Folder for what has to outlive the process: with an API server the cluster's last state, which is used until the API
+    /// server answers; with --manifests allocated addresses (default there: the manifest folder, or $XDG_STATE_HOME/portolan
+    /// where that is read-only)
     #[arg(long, value_name = "DIR", help_heading = "Source")]
     pub state_dir: Option<PathBuf>,
 }

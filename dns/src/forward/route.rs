@@ -1,0 +1,96 @@
+//! Which names go where: the closest server block, and in it the first `forward` that takes the name.
+
+use std::sync::Arc;
+
+use super::pool::Pool;
+use crate::cache::policy::Policy;
+use crate::zone::names::Name;
+
+/// One `forward`.
+#[derive(Clone, Debug)]
+pub struct Route {
+    /// Names in these zones (wire form, lower case).
+    pub from: Vec<Box<[u8]>>,
+    /// But not in these.
+    pub except: Vec<Box<[u8]>>,
+    /// Who is asked.
+    pub pool: Arc<Pool>,
+}
+
+/// What a server block does with names that are not the cluster's.
+#[derive(Clone, Debug)]
+pub struct Block {
+    /// Its zone in wire form and lower case.
+    pub zone: Box<[u8]>,
+    /// In order; the first that takes a name decides.
+    pub routes: Vec<Route>,
+    /// How answers are kept; `None`: not at all.
+    pub cache: Option<Arc<Policy>>,
+    /// Only for names in these zones; all when empty.
+    pub cache_zones: Vec<Box<[u8]>>,
+}
+
+/// All blocks of a listener, the longest zone first.
+#[derive(Clone, Debug, Default)]
+pub struct Table {
+    blocks: Vec<Block>,
+}
+
+/// What was found for a name.
+#[derive(Clone, Copy, Debug)]
+pub struct Way<'a> {
+    /// Who is asked; `None`: nobody, and the query is refused.
+    pub pool: Option<&'a Arc<Pool>>,
+    /// How the answer is kept.
+    pub cache: Option<&'a Arc<Policy>>,
+}
+
+/// Whether a name is a zone's or below it.
+pub fn inside(name: &Name, zone: &[u8]) -> bool {
+    let lower = name.lower();
+    let Some(at) = lower.len().checked_sub(zone.len()) else {
+        return false;
+    };
+    // It must begin where a label begins.
+    lower[at..] == *zone && (0..=name.labels()).any(|label| name.start(label) == at)
+}
+
+// === impl Table ===
+
+impl Table {
+    /// A table of blocks, in any order.
+    pub fn new(mut blocks: Vec<Block>) -> Self {
+        blocks.sort_by_key(|block| std::cmp::Reverse(block.zone.len()));
+        Self { blocks }
+    }
+
+    /// What to do with a name.
+    pub fn find(&self, name: &Name) -> Way<'_> {
+        let Some(block) = self.blocks.iter().find(|block| inside(name, &block.zone)) else {
+            return Way {
+                pool: None,
+                cache: None,
+            };
+        };
+        let takes = |route: &&Route| {
+            let any = |zones: &[Box<[u8]>]| zones.iter().any(|zone| inside(name, zone));
+            any(&route.from) && !any(&route.except)
+        };
+        let kept = block.cache_zones.is_empty() || block.cache_zones.iter().any(|zone| inside(name, zone));
+        Way {
+            pool: block.routes.iter().find(takes).map(|route| &route.pool),
+            cache: block.cache.as_ref().filter(|_| kept),
+        }
+    }
+
+    /// Every pool, each once.
+    pub fn pools(&self) -> Vec<Arc<Pool>> {
+        let mut found: Vec<Arc<Pool>> = Vec::new();
+        for route in self.blocks.iter().flat_map(|block| &block.routes) {
+            if !found.iter().any(|known| Arc::ptr_eq(known, &route.pool)) {
+                found.push(route.pool.clone());
+            }
+        }
+        found
+    }
+}

@@ -1,0 +1,20 @@
+//! Node-local mode: the addresses that every pod of the node asks are this machine's own, and reach this process.
+//!
+//! The addresses stand on a link of their own, or on `lo` where the kernel has no dummy links, and go when the process ends.
+//! Packets to and from them are not tracked, so that no rule of kube-proxy or portolan-proxy sends them to a central DNS
+//! server. Those rules hang on an open socket of this process: when it dies in whatever way, the kernel removes them, and
+//! queries to the DNS Service's address go to the central DNS server again, if there is one.
+
+#[cfg(target_os = "linux")]
+mod message;
+#[cfg(target_os = "linux")]
+#[path = "nodelocal/linux.rs"]
+mod system;
+#[cfg(not(target_os = "linux"))]
+#[path = "nodelocal/elsewhere.rs"]
+mod system;
+
+pub use system::NodeLocal;
+
+/// The link that the addresses stand on (NodeLocal DNSCache's `-interfacename`).
+pub const LINK: &str = "portolan-dns";
