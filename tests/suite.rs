@@ -22,7 +22,7 @@ use portolan_lab::subject::{DnsSubject, ProxySubject};
 struct Options {
     /// Only scenarios whose name contains one of these.
     filter: Vec<String>,
-    /// What makes Services work: nft, userspace, ebpf, kube-proxy; several with commas. Default: nft and userspace.
+    /// What makes Services work: nft, userspace, ebpf, kube-proxy; several with commas. Default: nft, ebpf and userspace.
     #[arg(long, value_delimiter = ',')]
     subject: Vec<String>,
     /// What answers DNS: portolan, coredns, none. Default: portolan for our proxies, coredns for kube-proxy.
@@ -121,7 +121,7 @@ fn run(options: &Options) -> Result<bool> {
 /// What is to run, by session. Scenarios that a subject cannot carry are left out of its batch.
 fn batches(options: &Options, scenarios: &[Scenario]) -> Result<Vec<Batch>> {
     let subjects: Vec<ProxySubject> = if options.subject.is_empty() {
-        vec![ProxySubject::Nft, ProxySubject::Userspace]
+        vec![ProxySubject::Nft, ProxySubject::Ebpf, ProxySubject::Userspace]
     } else {
         options
             .subject

@@ -93,7 +93,7 @@ pub enum Outcome {
 /// Chooses for a client. `client` is its key for affinity.
 #[inline(always)]
 pub fn choose(frontend: &Frontend, route: &Route, client: &AffinityKey) -> Outcome {
-    if frontend.flags & frontend::RESTRICTED != 0 {
+    if frontend.flags & (frontend::RESTRICTED | frontend::MASQUERADED) != 0 {
         return Outcome::Pass;
     }
     match route.verdict {

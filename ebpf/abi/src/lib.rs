@@ -2,7 +2,7 @@
 //!
 //! Everything here has one layout on both sides: `repr(C)`, no padding (asserted below), network byte order for ports and
 //! addresses. A change of a layout, or of what a field means, is a new [`LAYOUT`]: the daemon then builds new maps beside
-//! those of the earlier build and switches the programs over.
+//! those of the earlier build and switches the programs over ([`LASTING_LAYOUT`] for the maps that remember).
 //!
 //! How a new connection is decided, in look-ups:
 //!
@@ -26,6 +26,10 @@ pub use value::{
 
 /// Number of this layout. Maps of another one are never read.
 pub const LAYOUT: u32 = 1;
+
+/// Number of the layout of `AFFINITY`, `REVERSE` and `FLOWS` alone: what they remember of clients and sockets outlives a
+/// change of the other maps.
+pub const LASTING_LAYOUT: u32 = 1;
 
 /// `IPPROTO_TCP`.
 pub const TCP: u8 = 6;
@@ -103,6 +107,9 @@ pub mod route {
 pub mod frontend {
     /// The frontend has source ranges. A socket has no source before it is connected: it is left to those who see packets.
     pub const RESTRICTED: u32 = 1;
+    /// Connections of pods to it are masqueraded because the operator wants it, although it is a cluster IP
+    /// (`masqueradeAll`): a socket sends with its own address, so it is left to those who see packets.
+    pub const MASQUERADED: u32 = 2;
 }
 
 /// The sets of a Service port have numbers next to each other: `port * SETS_OF_A_PORT` and the offsets below.

@@ -18,6 +18,7 @@ mod object;
 mod pins;
 mod probe;
 mod programs;
+mod removal;
 mod sight;
 mod sys;
 
@@ -42,6 +43,7 @@ use self::elements::{Difference, Elements};
 use self::load::{Globals, Loaded, Sizes};
 use self::mirror::Mirror;
 use self::pins::Pins;
+use self::removal::Removal;
 use self::sight::Sight;
 use super::{Backend, BackendError, Change, Inspection, Report};
 
@@ -84,6 +86,7 @@ pub struct EbpfBackend<N> {
     /// How many elements there are.
     counts: Counts,
     sight: Sight,
+    removal: Removal,
     /// The mirror is what the maps hold. Not so before the first complete change and after a failure.
     known: bool,
 }
@@ -135,6 +138,7 @@ impl<N: Backend> EbpfBackend<N> {
             left_out: BTreeSet::new(),
             counts: Counts::default(),
             sight: Sight::default(),
+            removal: Removal::start().context("cannot start a thread")?,
             known: false,
         })
     }
@@ -154,6 +158,12 @@ impl<N: Backend> EbpfBackend<N> {
             });
         };
         self.sight.set_maps(self.counts.beside(&self.sizes));
+        if change.complete {
+            // Whatever went while nobody watched.
+            self.removal.look();
+        } else {
+            self.removal.follow(&difference);
+        }
         let (written, removed) = difference.size();
         Ok(Report {
             written,
@@ -323,6 +333,9 @@ impl<N: Backend> EbpfBackend<N> {
         self.sizes = loaded.sizes().context("cannot ask for the maps' sizes")?;
         let counters = loaded.map("PORT_COUNTERS")?.try_clone_to_owned();
         self.sight.switch(counters.context("cannot keep the counters open")?);
+        let (reverse, members) = (loaded.map("REVERSE")?, loaded.map("MEMBERS")?);
+        self.removal
+            .switch(reverse.try_clone_to_owned()?, members.try_clone_to_owned()?);
         self.loaded = Some(loaded);
         Ok(())
     }

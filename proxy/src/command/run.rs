@@ -10,6 +10,7 @@ use axum::Router;
 use portolan_agent::admin::Admin;
 use portolan_agent::events::{Notice, Recorder, Severity};
 use portolan_agent::{shutdown, source};
+use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
@@ -63,7 +64,8 @@ pub async fn run(args: &RunArgs, settings: Settings) -> anyhow::Result<()> {
     let options = settings.options.clone();
     let stop = shutdown::on_signal().context("cannot listen for signals")?;
     let (disturbed, disturbances) = mpsc::channel(DISTURBANCES);
-    let backend = choose_backend(args, &settings, disturbed)?;
+    let mut missing = Vec::new();
+    let backend = choose_backend(args, &settings, disturbed, &mut missing)?;
     let host = host::addresses().context("cannot list this machine's addresses")?;
     let source = args.plan.source(&settings);
     let events = Recorder::start(&source.origin, "kube-proxy", options.node_name.clone(), stop.clone()).await?;
@@ -79,6 +81,13 @@ pub async fn run(args: &RunArgs, settings: Settings) -> anyhow::Result<()> {
     portolan_agent::process::register(&mut registry);
     registry.register_collector(Box::new(SourceMetrics(feed.health())));
     let metrics = Arc::new(Metrics::new(&mut registry));
+    for feature in missing {
+        registry.register(
+            format!("portolan_missing_{feature}"),
+            format!("1: this node cannot run {feature}, and another backend took its place; the log says why"),
+            ConstGauge::new(1_i64),
+        );
+    }
     if let Some(collector) = backend.collector() {
         registry.register_collector(collector);
     }
@@ -257,16 +266,24 @@ async fn serve(
     }
 }
 
-/// The backend that was asked for, or with `auto` the best one that the kernel proves able to run.
+/// The backend that was asked for, or with `auto` the best one that the kernel proves able to run; better ones that it
+/// cannot run are added to `missing`.
 fn choose_backend(
     args: &RunArgs,
     settings: &Settings,
     disturbed: mpsc::Sender<Disturbance>,
+    missing: &mut Vec<&'static str>,
 ) -> anyhow::Result<Box<dyn Backend>> {
     match args.backend(settings) {
-        BackendChoice::Userspace => Ok(Box::new(userspace(args))),
+        BackendChoice::Userspace => {
+            kernel::forget_programs(args);
+            Ok(Box::new(userspace(args)))
+        }
         BackendChoice::Ebpf => kernel::ebpf(args, settings, disturbed),
-        BackendChoice::Nft => kernel::nft(settings, disturbed),
+        BackendChoice::Nft => {
+            kernel::forget_programs(args);
+            kernel::nft(settings, disturbed)
+        }
         BackendChoice::Auto => match kernel::probe() {
             Ok(()) => match kernel::probe_ebpf(args) {
                 Ok(proof) => {
@@ -277,10 +294,13 @@ fn choose_backend(
                     tracing::info!(
                         "backend nftables: the kernel took all rules that a probe made; not ebpf: {cause:#}"
                     );
+                    missing.push("ebpf");
+                    kernel::forget_programs(args);
                     kernel::nft(settings, disturbed)
                 }
             },
             Err(cause) => {
+                missing.extend(["ebpf", "nftables"]);
                 tracing::warn!("backend userspace, because the kernel cannot be programmed: {cause:#}");
                 Ok(Box::new(userspace(args)))
             }
@@ -317,6 +337,16 @@ mod kernel {
 
     pub fn nft(settings: &Settings, disturbed: mpsc::Sender<Disturbance>) -> anyhow::Result<Box<dyn Backend>> {
         Ok(Box::new(rules(settings, disturbed)?))
+    }
+
+    /// Programs of an earlier process that ran another backend would go on with what they last knew. The rules underneath
+    /// them are in place, so that nothing is lost.
+    pub fn forget_programs(args: &RunArgs) {
+        match ebpf::cleanup(&args.bpffs) {
+            Ok(0) => {}
+            Ok(programs) => tracing::info!(programs, "took away the eBPF programs of an earlier process"),
+            Err(error) => tracing::warn!(%error, "cannot take away the eBPF programs of an earlier process"),
+        }
     }
 
     /// Whether the kernel takes our programs, and connections go through them.
@@ -370,6 +400,8 @@ mod kernel {
     pub fn nft(_: &Settings, _: mpsc::Sender<Disturbance>) -> anyhow::Result<Box<dyn Backend>> {
         anyhow::bail!("--backend nft needs Linux; --backend userspace runs here")
     }
+
+    pub fn forget_programs(_: &RunArgs) {}
 
     pub fn probe_ebpf(_: &RunArgs) -> anyhow::Result<String> {
         anyhow::bail!("eBPF is a part of Linux")

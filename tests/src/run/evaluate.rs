@@ -119,9 +119,10 @@ impl Session {
         match expect {
             Expect::FailsAlways(failing, _) => {
                 ensure!(report.answers.is_empty(), "it was answered: {:?}", report.answers);
-                let each = report.failures.iter().enumerate();
-                each.map(|(n, failure)| check_one(*failing, failure).with_context(|| format!("attempt {}", n + 1)))
-                    .collect()
+                let mut each = report.failures.iter().enumerate();
+                each.try_for_each(|(n, failure)| {
+                    check_one(*failing, failure).with_context(|| format!("attempt {}", n + 1))
+                })
             }
             Expect::Answers(answers) => self.check_answers(answers, &report),
             Expect::Fails(failing) => check_failure(*failing, &report),

@@ -145,11 +145,7 @@ impl Port {
             routes,
             port: self.id,
             affinity_seconds: plan.affinity_seconds.unwrap_or(0),
-            flags: if wanted.source_ranges.is_some() {
-                frontend::RESTRICTED
-            } else {
-                0
-            },
+            flags: frontend_flags(wanted),
             check: 0,
         };
         value.check = value.sum(key);
@@ -192,6 +188,18 @@ fn backend(key: &BackendKey, (address, port): Endpoint, identity: Identity) -> B
     };
     value.check = value.sum(key);
     value
+}
+
+fn frontend_flags(wanted: &portolan_plan::Frontend) -> u32 {
+    let masqueraded = matches!(wanted.routes.pod, Verdict::Forward { masquerade: true, .. });
+    let mut flags = 0;
+    if wanted.source_ranges.is_some() {
+        flags |= frontend::RESTRICTED;
+    }
+    if wanted.kind == FrontendKind::ClusterIp && masqueraded {
+        flags |= frontend::MASQUERADED;
+    }
+    flags
 }
 
 /// The flags that a frontend's address gets from it.

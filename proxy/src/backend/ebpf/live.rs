@@ -89,6 +89,9 @@ impl Maps {
         if found.flags & frontend::RESTRICTED != 0 {
             return Ok("left to the packet path, because the frontend has source ranges".into());
         }
+        if found.flags & frontend::MASQUERADED != 0 {
+            return Ok("left to the packet path, because everything is to be masqueraded".into());
+        }
         let route = if from_node {
             found.routes[scope::NODE]
         } else {

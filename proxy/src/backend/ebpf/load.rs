@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use anyhow::Context;
@@ -221,24 +222,31 @@ impl Loaded {
     /// The kernel's.
     pub(crate) fn attach(&mut self, pins: &Pins, cgroup: &Path) -> anyhow::Result<()> {
         let target = fs::File::open(cgroup).with_context(|| format!("cannot open the cgroup {}", cgroup.display()))?;
+        let target_id = target
+            .metadata()
+            .with_context(|| format!("cannot look at the cgroup {}", cgroup.display()))?
+            .ino();
         for hook in &SOCKET_HOOKS {
             let program: &mut CgroupSockAddr = program(&mut self.programs, hook)?;
             let program = program.fd().context("the program is not loaded")?.as_fd();
             let path = pins.link(hook.name);
-            if path.exists() {
-                let link = sys::open(&path).with_context(|| format!("cannot open the link {}", path.display()))?;
-                match sys::link_update(link.as_fd(), program) {
-                    Ok(()) => continue,
-                    // Its cgroup is gone: it runs no more.
-                    Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => {
-                        debug!(link = hook.name, "the link's cgroup is gone; making another link");
-                        fs::remove_file(&path)?;
-                    }
-                    Err(error) => return Err(error).with_context(|| format!("cannot switch the link {}", hook.name)),
-                }
+            let old = match path.exists() {
+                true => Some(sys::open(&path).with_context(|| format!("cannot open the link {}", path.display()))?),
+                false => None,
+            };
+            // A link of a cgroup that is gone, or of another one than before, runs nothing here.
+            let here = |link: &OwnedFd| sys::link_cgroup(link.as_fd()).is_ok_and(|cgroup| cgroup == target_id);
+            if let Some(link) = old.as_ref().filter(|link| here(link)) {
+                sys::link_update(link.as_fd(), program)
+                    .with_context(|| format!("cannot switch the link {}", hook.name))?;
+                continue;
             }
             let link = sys::link_create(program, target.as_fd(), hook.attach_type)
                 .with_context(|| format!("cannot attach {} to {}", hook.name, cgroup.display()))?;
+            if old.is_some() {
+                debug!(link = hook.name, "the link is of another cgroup; it is replaced");
+                fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
+            }
             sys::pin(link.as_fd(), &path).with_context(|| format!("cannot pin {}", path.display()))?;
         }
         Ok(())

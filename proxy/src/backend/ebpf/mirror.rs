@@ -139,29 +139,23 @@ impl Mirror {
         for plan in &change.plans {
             mirror.claims.claim(plan);
         }
-        // Numbers that are found are taken before new ones are given. One that several ports lead to now is nobody's: a
-        // frontend that moves away must not lead to another port's endpoints meanwhile.
-        let mut wanted: HashMap<u32, Option<(&ServiceName, PortName)>> = HashMap::new();
-        for plan in &change.plans {
-            for port in &plan.ports {
-                for number in mirror.numbers_of(plan, port, found) {
-                    let asks = (&plan.service, port_name(port));
-                    let known = wanted.entry(number).or_insert_with(|| Some(asks.clone()));
-                    if *known != Some(asks) {
-                        *known = None;
-                    }
-                }
-            }
+        // Numbers that are found are taken before new ones are given. A port takes one only when all its frontends
+        // lead there and nothing else does: one that comes, moves or goes must not lead to another port's endpoints meanwhile.
+        let mut leading: HashMap<u32, usize> = HashMap::new();
+        for frontend in found.frontends.values() {
+            *leading.entry(frontend.port).or_default() += 1;
         }
         let mut adopted = HashMap::new();
         for plan in &change.plans {
             for port in &plan.ports {
-                let asks = Some((&plan.service, port_name(port)));
-                let mut numbers = mirror.numbers_of(plan, port, found);
-                let Some(number) = numbers.find(|number| wanted.get(number) == Some(&asks)) else {
+                let numbers: Vec<Option<u32>> = mirror.numbers_of(plan, port, found).collect();
+                let Some(number) = numbers.first().copied().flatten() else {
                     continue;
                 };
-                drop(numbers);
+                let alone = leading.get(&number) == Some(&numbers.len());
+                if !alone || numbers.iter().any(|other| *other != Some(number)) {
+                    continue;
+                }
                 if mirror.ports.take(number) {
                     let old = found_port(number, found);
                     for identity in old.endpoints.values() {
@@ -171,9 +165,13 @@ impl Mirror {
                 }
             }
         }
-        for frontend in found.frontends.values() {
-            if mirror.ports.take(frontend.port) {
-                mirror.retired.push(frontend.port);
+        // Whatever else leads to a number, or stands in its sets, keeps it from being given until that is gone.
+        let leading = found.frontends.values().map(|frontend| frontend.port);
+        let sets = found.sets.keys().chain(found.backends.keys().map(|key| &key.set));
+        let sets = sets.chain(found.members.keys().map(|key| &key.set));
+        for number in leading.chain(sets.map(|set| set / SETS_OF_A_PORT)) {
+            if mirror.ports.take(number) {
+                mirror.retired.push(number);
             }
         }
         for plan in &change.plans {
@@ -192,19 +190,19 @@ impl Mirror {
         mirror
     }
 
-    /// The numbers that a port has in the maps, under the frontends that the Service holds: one, as a rule.
+    /// The numbers that a port has in the maps, under each of the frontends that the Service holds: one, as a rule.
     fn numbers_of<'a>(
         &'a self,
         plan: &'a ServicePlan,
         port: &'a PortPlan,
         found: &'a Elements,
-    ) -> impl Iterator<Item = u32> + 'a {
+    ) -> impl Iterator<Item = Option<u32>> + 'a {
         let held = port
             .frontends
             .iter()
             .filter(|frontend| self.claims.holds(&plan.service, &FrontendId::new(port, frontend)));
         let keys = held.filter_map(|frontend| frontend_key(port, frontend));
-        keys.filter_map(|key| Some(found.frontends.get(&key)?.port))
+        keys.map(|key| found.frontends.get(&key).map(|frontend| frontend.port))
     }
 
     /// Everything.

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! DIR/links/HOOK        one link a program: it names the program that runs, of whatever build
-//! DIR/vLAYOUT/MAP       maps that remember clients and sockets
+//! DIR/sLAYOUT/MAP       maps that remember clients and sockets
 //! DIR/vLAYOUT/gN/MAP    maps that the plans fill; N grows when they become too small
 //! ```
 //!
@@ -15,7 +15,7 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use portolan_abi::LAYOUT;
+use portolan_abi::{LASTING_LAYOUT, LAYOUT};
 
 const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
 /// Where distributions mount it.
@@ -48,6 +48,7 @@ impl Pins {
         let pins = Self { root: root.to_owned() };
         fs::create_dir_all(pins.links())?;
         fs::create_dir_all(pins.layout())?;
+        fs::create_dir_all(pins.lasting())?;
         Ok(pins)
     }
 
@@ -79,7 +80,11 @@ impl Pins {
 
     /// A map that stays when others are made anew.
     pub(crate) fn lasting_map(&self, name: &str) -> PathBuf {
-        self.layout().join(name)
+        self.lasting().join(name)
+    }
+
+    fn lasting(&self) -> PathBuf {
+        self.root.join(format!("s{LASTING_LAYOUT}"))
     }
 
     /// A map of a generation.
@@ -121,27 +126,34 @@ impl Pins {
                 remove(&self.generation(other));
             }
         }
-        for name in names(&self.root) {
-            let folder = self.root.join(&name);
-            if name.starts_with('v') && folder != self.layout() {
+        for folder in self.layouts() {
+            if folder != self.layout() && folder != self.lasting() {
                 remove(&folder);
             }
         }
     }
 
+    /// The folders of maps, of whatever layout. A kernel may put files of its own into a BPF file system.
+    fn layouts(&self) -> impl Iterator<Item = PathBuf> {
+        let is_layout = |name: &String| {
+            let number = name.strip_prefix(['v', 's']);
+            number.is_some_and(|number| number.parse::<u32>().is_ok())
+        };
+        names(&self.root)
+            .into_iter()
+            .filter(is_layout)
+            .map(|name| self.root.join(name))
+    }
+
     /// Removes everything: programs end with their links, maps with their last user. Yields how many links there were.
     pub(crate) fn remove_all(&self) -> usize {
-        let links = self.linked().len();
-        // Links first: a program never runs without its maps.
+        // Links first: a program never runs without its maps. Who rewrites addresses goes before who puts them back.
+        let mut names = self.linked();
+        let links = names.len();
+        names.sort_by_key(|name| !name.starts_with("connect") && !name.starts_with("sendmsg"));
+        names.iter().for_each(|name| remove(&self.link(name)));
         remove(&self.links());
-        let layout = |name: &String| {
-            name.strip_prefix('v')
-                .is_some_and(|number| number.parse::<u32>().is_ok())
-        };
-        // A kernel may put files of its own into a BPF file system.
-        for name in names(&self.root).into_iter().filter(layout) {
-            remove(&self.root.join(name));
-        }
+        self.layouts().for_each(|folder| remove(&folder));
         // A folder that is a mount of its own cannot be removed, and is not ours to unmount.
         let _ = fs::remove_dir(&self.root);
         links

@@ -291,6 +291,34 @@ pub(crate) fn map_info(map: BorrowedFd<'_>) -> io::Result<MapInfo> {
     Ok(info)
 }
 
+/// The head of `struct bpf_link_info`, as far as a cgroup's link fills it.
+#[repr(C)]
+#[derive(Default)]
+struct LinkInfo {
+    kind: u32,
+    id: u32,
+    program: u32,
+    zero: u32,
+    cgroup: u64,
+    attach_type: u32,
+    zero_too: u32,
+}
+
+/// The cgroup that a link attaches to: the inode number of its directory; 0 when that is gone.
+///
+/// # Errors
+/// The kernel's.
+pub(crate) fn link_cgroup(link: BorrowedFd<'_>) -> io::Result<u64> {
+    let mut info = LinkInfo::default();
+    let mut ask = Info {
+        fd: number(link),
+        length: u32::try_from(size_of::<LinkInfo>()).unwrap_or(0),
+        info: std::ptr::from_mut(&mut info) as u64,
+    };
+    bpf(command::OBJ_GET_INFO_BY_FD, &mut ask)?;
+    Ok(info.cgroup)
+}
+
 /// Attaches a program to a cgroup. The attachment lasts as long as the link: while it is open or pinned.
 ///
 /// # Errors
