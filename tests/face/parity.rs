@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context as _, Result, ensure};
+use portolan_lab::daemon::Daemon;
 use portolan_lab::object::ObjectKey;
 use portolan_lab::probe::http::Response;
 use serde_json::{Value, json};
@@ -49,9 +50,7 @@ fn ours_looks_like_kube_proxy_to_whoever_asks() -> Result<()> {
         site.config(OURS, "nftables", "system:kube-proxy")?,
         &["-v=2"],
     )?;
-    [&theirs, &ours]
-        .into_iter()
-        .try_for_each(|daemon| daemon.wait_ready())?;
+    [&theirs, &ours].into_iter().try_for_each(Daemon::wait_ready)?;
     // kube-proxy calls itself healthy before it has programmed anything, so its pages take a while to be complete.
     for (name, check) in [
         ("healthz and livez", health_pages as fn(&Site) -> Result<()>),
