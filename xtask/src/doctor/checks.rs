@@ -238,20 +238,6 @@ pub static ALL: &[Check] = &[
         packages(&["bind9-dnsutils"], &["bind-utils"]),
     ),
     required(
-        "busybox",
-        &[Test],
-        "another one, of which many images are made",
-        || program("busybox"),
-        packages(&["busybox"], &["busybox"]),
-    ),
-    required(
-        "musl-gcc",
-        &[Test],
-        "links a third one with the C library of Alpine images",
-        || program("musl-gcc"),
-        packages(&["musl-tools"], &["musl-gcc"]),
-    ),
-    required(
         "openssl",
         CONTROL_PLANE,
         "the key that the API server signs service account tokens with",
