@@ -27,6 +27,8 @@ fn main() -> ExitCode {
         Command::Status(args) => status::run(&args),
         Command::Cleanup(args) => cleanup::run(&args),
     };
+    // A name server that is being asked must not hold up the end.
+    runtime.shutdown_background();
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

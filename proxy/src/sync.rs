@@ -124,7 +124,9 @@ impl Sync {
             let our_turn = progress.standing_by.is_none() && progress.retry_at.is_none();
             if progress.synced && waiting && our_turn {
                 // A process that is not ready yet takes nothing from one that is.
-                self.lease.take().await;
+                if shutdown.run_until_cancelled(self.lease.take()).await.is_none() {
+                    break;
+                }
                 self.round(&mut progress).await;
             }
         }

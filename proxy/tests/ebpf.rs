@@ -4,6 +4,7 @@
 use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use portolan_proxy::backend::ebpf::{EbpfOptions, probe};
 
@@ -55,6 +56,14 @@ fn the_verifier_takes_every_program_and_a_probe_leaves_nothing() {
         map_size: 1 << 16,
     };
     for _ in 0..2 {
+        // What a probe left that was killed long ago.
+        let left = options.bpffs.join("probe-1");
+        if options.bpffs.join("links").exists() {
+            std::fs::create_dir_all(left.join("links")).expect("a folder of pins");
+            let long_ago = SystemTime::now() - Duration::from_secs(3600);
+            let folder = std::fs::File::open(&left).expect("a folder");
+            folder.set_modified(long_ago).expect("a time");
+        }
         let proof = probe(&options).expect("the kernel runs the programs");
         assert!(!proof.families.is_empty(), "{proof}");
         assert!(!pinned(&options.bpffs).iter().any(|name| name.starts_with("probe")));

@@ -37,6 +37,8 @@ const DISTURBANCES: usize = 16;
 const QUESTIONS: usize = 16;
 /// How often an HTTP address that is taken is tried again.
 const BIND_INTERVAL: Duration = Duration::from_secs(5);
+/// How long the end waits for what is being programmed, or asked of a kernel, a name server or another process.
+const END_WAIT: Duration = Duration::from_secs(3);
 /// How often the configuration file is looked at.
 const CONFIG_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -63,6 +65,7 @@ pub async fn run(args: &RunArgs, settings: Settings) -> anyhow::Result<()> {
     }
     let options = settings.options.clone();
     let stop = shutdown::on_signal().context("cannot listen for signals")?;
+    tokio::spawn(end_in_any_case(stop.clone()));
     let (disturbed, disturbances) = mpsc::channel(DISTURBANCES);
     let mut missing = Vec::new();
     let backend = choose_backend(args, &settings, disturbed, &mut missing)?;
@@ -152,15 +155,26 @@ pub async fn run(args: &RunArgs, settings: Settings) -> anyhow::Result<()> {
     };
     let ended = stop.clone();
     let failure = async {
-        let failure = failures.recv().await;
-        if failure.is_none() {
-            ended.cancelled().await;
-        }
+        // Whoever could send may have nothing to watch, or be gone: only the signal ends the wait then.
+        let failure = tokio::select! {
+            Some(failure) = failures.recv() => Some(failure),
+            () = ended.cancelled() => None,
+        };
         ended.cancel();
         failure
     };
     let ((), failure) = tokio::join!(sync.run(stop), failure);
     failure.map_or(Ok(()), Err)
+}
+
+/// A signal ends the daemon whatever it is busy with: forwarding is whole between any two system calls, so nothing is lost
+/// by not waiting.
+async fn end_in_any_case(stop: CancellationToken) {
+    stop.cancelled().await;
+    tokio::time::sleep(END_WAIT).await;
+    tracing::warn!("still busy after {END_WAIT:?}: ending at once; what is programmed stays");
+    // Whoever started this process shall start it again when it was the configuration that ended it.
+    std::process::exit(1);
 }
 
 /// kube-proxy's Event, so that whoever looks at the Node sees when its proxy started, and which one it is.

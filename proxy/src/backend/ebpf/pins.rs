@@ -4,6 +4,7 @@
 //! DIR/links/HOOK        one link a program: it names the program that runs, of whatever build
 //! DIR/sLAYOUT/MAP       maps that remember clients and sockets
 //! DIR/vLAYOUT/gN/MAP    maps that the plans fill; N grows when they become too small
+//! DIR/probe-PID         the same for a probe, while it lasts
 //! ```
 //!
 //! The maps of generation N are in use as soon as the links name programs that were loaded with them. Whatever is not in use
@@ -14,12 +15,17 @@ use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use portolan_abi::{LASTING_LAYOUT, LAYOUT};
 
 const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
 /// Where distributions mount it.
 const USUAL: &str = "/sys/fs/bpf";
+/// How the folder of a probe begins.
+const PROBE: &str = "probe-";
+/// No probe takes longer: what is older was left by a process that was killed.
+const LONGEST_PROBE: Duration = Duration::from_secs(60);
 
 /// The folder of one node's pins.
 #[derive(Clone, Debug)]
@@ -59,6 +65,26 @@ impl Pins {
 
     pub(crate) fn root(&self) -> &Path {
         &self.root
+    }
+
+    /// A folder for a probe's own pins. What killed probes left, links included, is removed.
+    ///
+    /// # Errors
+    /// The system's.
+    pub(crate) fn probe(&self) -> io::Result<Self> {
+        self.remove_probes(LONGEST_PROBE);
+        Self::open(&self.root.join(format!("{PROBE}{}", std::process::id())))
+    }
+
+    fn remove_probes(&self, older_than: Duration) {
+        let is_probe = |name: &String| name.starts_with(PROBE);
+        for name in names(&self.root).into_iter().filter(is_probe) {
+            let root = self.root.join(name);
+            let made = fs::metadata(&root).and_then(|folder| folder.modified());
+            if made.is_ok_and(|made| made.elapsed().unwrap_or_default() >= older_than) {
+                Self { root }.remove_all();
+            }
+        }
     }
 
     fn links(&self) -> PathBuf {
@@ -154,6 +180,7 @@ impl Pins {
         names.iter().for_each(|name| remove(&self.link(name)));
         remove(&self.links());
         self.layouts().for_each(|folder| remove(&folder));
+        self.remove_probes(Duration::ZERO);
         // A folder that is a mount of its own cannot be removed, and is not ours to unmount.
         let _ = fs::remove_dir(&self.root);
         links

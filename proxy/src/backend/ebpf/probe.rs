@@ -59,9 +59,9 @@ pub fn probe(options: &EbpfOptions) -> anyhow::Result<Proof> {
         Some(cgroup) => cgroup.clone(),
         None => node::cgroup_root()?,
     };
-    Pins::open(&options.bpffs).with_context(|| format!("cannot pin maps in {}", options.bpffs.display()))?;
-    let folder = options.bpffs.join(format!("probe-{}", std::process::id()));
-    let pins = Pins::open(&folder).with_context(|| format!("cannot pin maps in {}", options.bpffs.display()))?;
+    let pins = Pins::open(&options.bpffs)
+        .and_then(|pins| pins.probe())
+        .with_context(|| format!("cannot pin maps in {}", options.bpffs.display()))?;
     let proof = prove(&pins, &cgroup);
     pins.remove_all();
     proof
