@@ -41,7 +41,7 @@ struct Options {
     #[arg(long)]
     keep: bool,
     /// How many labs are raised at the same time.
-    #[arg(long, default_value_t = 2)]
+    #[arg(long, default_value_t = 4)]
     jobs: usize,
     /// The folder of scenario files.
     #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/scenarios"))]
