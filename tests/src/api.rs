@@ -138,6 +138,18 @@ impl ApiClient {
         self.delete_with(key, &json!({ "gracePeriodSeconds": grace }))
     }
 
+    /// Deletes at once the object that has this uid; silent when it does not exist, or when another one has its name by now.
+    ///
+    /// # Errors
+    /// When the server refuses it.
+    pub fn delete_exactly(&self, key: &ObjectKey, uid: &str) -> Result<()> {
+        let options = json!({ "gracePeriodSeconds": 0, "preconditions": { "uid": uid } });
+        match self.delete_with(key, &options) {
+            Err(error) if has_status(&error, 409) => Ok(()),
+            done => done,
+        }
+    }
+
     /// Deletes an object and leaves what it owns; silent when it does not exist.
     ///
     /// # Errors
@@ -248,9 +260,13 @@ impl std::fmt::Display for ApiError {
 impl std::error::Error for ApiError {}
 
 fn is_not_found(error: &anyhow::Error) -> bool {
+    has_status(error, 404)
+}
+
+fn has_status(error: &anyhow::Error, status: u16) -> bool {
     error
         .downcast_ref::<ApiError>()
-        .is_some_and(|error| error.status == 404)
+        .is_some_and(|error| error.status == status)
 }
 
 fn read_head(stream: &mut BufReader<UnixStream>) -> Result<u16> {

@@ -80,16 +80,23 @@ impl Cluster {
         );
         let name = format!("{}/{}", key.namespace, key.name);
         let api = self.plane.as_ref().context("no API server")?.api();
+        let uid = text(pod, "/metadata/uid");
         if event.kind == "DELETED" {
-            self.lab.remove_pod(&name);
+            // News may be late: the next scenario may have a pod of that name already.
+            let pods = api.list(&format!("/api/v1/namespaces/{}/pods", key.namespace))?;
+            let replaced =
+                |other: &Value| text(other, "/metadata/name") == key.name && text(other, "/metadata/uid") != uid;
+            if !pods.iter().any(replaced) {
+                self.lab.remove_pod(&name);
+            }
             return Ok(());
         }
         if pod.pointer("/metadata/deletionTimestamp").is_some() {
-            let (api, me) = (api.clone(), me.clone());
+            let (api, me, uid) = (api.clone(), me.clone(), uid.to_owned());
             std::thread::spawn(move || {
                 std::thread::sleep(GRACE);
                 if me.strong_count() > 0
-                    && let Err(error) = api.delete(&key, Some(0))
+                    && let Err(error) = api.delete_exactly(&key, &uid)
                 {
                     eprintln!("lab: {error:#}");
                 }
