@@ -243,7 +243,7 @@ impl Task {
             let mut output = Output::default();
             let mut ended = None;
             let (mirror, seen) = (&mut self.mirror, &mut self.seen);
-            body.push::<K>(&chunk, self.names, |event| {
+            let read = body.push::<K>(&chunk, self.names, |event| {
                 let object = match &event {
                     Told::Applied(object) => {
                         mirror.apply(object, &mut output);
@@ -263,8 +263,10 @@ impl Task {
                 if let Some(version) = &object.meta().resource_version {
                     *seen = Some(version.clone());
                 }
-            })?;
+            });
+            // What came before something unreadable counts: the next watch goes on behind it.
             self.tell(output.events, output.problems).await?;
+            read?;
             if let Some(answer) = ended {
                 return Err(answer.into());
             }
