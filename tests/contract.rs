@@ -7,7 +7,7 @@
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use portolan_lab::binaries;
@@ -15,9 +15,14 @@ use portolan_lab::cleanup;
 use portolan_lab::control_plane::ControlPlane;
 use portolan_lab::daemon::{Daemon, DaemonSpec};
 use portolan_lab::lab::Lab;
+use portolan_lab::probe::dns::{QueryOptions, query};
+use portolan_lab::process::{Place, wait_until};
 
 /// The cluster of the contract.
 const CLUSTER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../dns/tests/wire/cluster.yaml");
+
+/// How long a server that is ready may take to answer.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 fn main() -> ExitCode {
     cleanup::on_signals();
@@ -46,6 +51,7 @@ fn run() -> Result<bool> {
         let place = spec.place.clone();
         let daemon = Daemon::start(spec)?;
         daemon.wait_ready()?;
+        wait_for_answers(&place, name)?;
         println!("\n=== the contract, answered by {name}");
         let status = place
             .command(&wire)
@@ -60,6 +66,25 @@ fn run() -> Result<bool> {
         daemon.terminate()?;
     }
     Ok(passed)
+}
+
+/// Waits until the server answers over UDP and over TCP: CoreDNS says that it is ready before it listens.
+fn wait_for_answers(place: &Place, name: &str) -> Result<()> {
+    for tcp in [false, true] {
+        let question = QueryOptions {
+            server: (Ipv4Addr::LOCALHOST, 53).into(),
+            name: "kubernetes.default.svc.cluster.local".to_owned(),
+            kind: "A".to_owned(),
+            tcp,
+            timeout_ms: 1000,
+        };
+        let answered = wait_until(PATIENCE, || {
+            let question = question.clone();
+            place.netns.run(move || query(&question)).is_ok()
+        });
+        ensure!(answered, "{name} is ready but answers nothing (tcp: {tcp})");
+    }
+    Ok(())
 }
 
 /// The test program with the contract: the youngest beside this one.

@@ -204,35 +204,3 @@ pub fn ask(server: &Running, name: &str) -> Result<Vec<Ipv4Addr>> {
         })
         .collect())
 }
-
-/// The share of the machine's CPU time, in per cent, that anything used during `look`.
-///
-/// # Errors
-/// When the kernel does not say.
-pub fn busy_percent(look: Duration) -> Result<f64> {
-    let ticks = || -> Result<(u64, u64)> {
-        let text = std::fs::read_to_string("/proc/stat").context("cannot read /proc/stat")?;
-        let first = text.lines().next().unwrap_or_default().split_whitespace().skip(1);
-        let all: Vec<u64> = first.map_while(|ticks| ticks.parse().ok()).take(8).collect();
-        Ok((all.iter().skip(3).take(2).sum(), all.iter().sum()))
-    };
-    let (idle, all) = ticks()?;
-    std::thread::sleep(look);
-    let (idle_after, all_after) = ticks()?;
-    let (idle, all) = (idle_after.saturating_sub(idle), all_after.saturating_sub(all));
-    Ok(100.0 - 100.0 * idle as f64 / all.max(1) as f64)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn dnsperf_is_understood() {
-        let text = "  Queries completed:    123 (100.00%)\n  Queries per second:   4567.8\n  Queries lost:         0 (0.00%)\n";
-        assert_eq!(field(text, "Queries completed:").ok(), Some(123.0));
-        assert_eq!(field(text, "Queries per second:").ok(), Some(4567.8));
-        assert!(field(text, "Queries sent:").is_err());
-        assert_eq!(latencies("> NOERROR a.b A 0.000123\n[Status] x\n> T\n"), [0.000_123]);
-    }
-}

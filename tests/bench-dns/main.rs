@@ -18,8 +18,10 @@
 //!
 //! One API server, one set of names, one run: in every round each server gets every load, and every round begins with another
 //! server. All have one core and one thread for queries; each reads what its own documentation says it should read. CoreDNS
-//! has kubeadm's Corefile. Figures count only when the machine does nothing else: how busy it was is printed.
+//! has kubeadm's Corefile. Figures count only when the machine does nothing else: the bench waits until it is idle.
 
+#[path = "../bench/idle.rs"]
+mod idle;
 mod load;
 mod objects;
 #[path = "../bench/store.rs"]
@@ -83,8 +85,6 @@ fn main() -> ExitCode {
 
 fn run(options: &Options) -> Result<()> {
     portolan_lab::cleanup::sweep(false);
-    let busy = load::busy_percent(Duration::from_secs(1))?;
-    println!("the machine's CPUs were {busy:.0} % busy before the bench began");
     let lab = Lab::builder().nodes(1).outside(0).control_plane(true).build()?;
     let cluster = Cluster::with_api_server(lab)?;
     let plane = cluster.control_plane().context("the cluster has no control plane")?;
@@ -95,9 +95,11 @@ fn run(options: &Options) -> Result<()> {
     );
     let files = load::write_files(cluster.lab(), &objects)?;
     let upstream = subject::start_upstream(cluster.lab(), &objects)?;
+    println!("{}", idle::settle(IDLE_PATIENCE)?);
     let mut running = Vec::new();
     println!("\n{:12} {:>10} {:>10}", "", "ready", "memory");
     for subject in &options.subjects {
+        let _idle = idle::settle(IDLE_PATIENCE)?;
         let server = subject.start(cluster.lab(), plane, &objects)?;
         println!(
             "{:12} {:>8.2} s {:>6.1} MiB",
@@ -113,6 +115,9 @@ fn run(options: &Options) -> Result<()> {
     drop((running, upstream));
     Ok(())
 }
+
+/// How long the machine may take to come to rest before a server is started.
+const IDLE_PATIENCE: Duration = Duration::from_secs(180);
 
 type Figures = BTreeMap<(Kind, Subject), Vec<Loaded>>;
 

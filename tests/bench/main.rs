@@ -31,10 +31,12 @@
 //! - kube-proxy logs at its default verbosity.
 //!
 //! Time and memory of the API server are not counted. What the figures are worth depends on the machine being idle: the
-//! bench says how busy it was before it began.
+//! bench waits until it is, and says so where it never was.
 
 #[cfg(target_os = "linux")]
 mod client;
+#[cfg(target_os = "linux")]
+mod idle;
 #[cfg(target_os = "linux")]
 mod meter;
 #[cfg(target_os = "linux")]

@@ -150,34 +150,6 @@ fn memory(status: &str) -> Option<Memory> {
     })
 }
 
-/// The share of the machine's CPU time, in per cent, that anything used during `look`.
-///
-/// # Errors
-/// When the kernel does not say.
-pub fn busy_percent(look: Duration) -> Result<f64> {
-    let before = idle_and_all()?;
-    std::thread::sleep(look);
-    let after = idle_and_all()?;
-    let (idle, all) = (after.0.saturating_sub(before.0), after.1.saturating_sub(before.1));
-    Ok(100.0 - 100.0 * idle as f64 / all.max(1) as f64)
-}
-
-/// Ticks that all CPUs were idle, and ticks in all.
-fn idle_and_all() -> Result<(u64, u64)> {
-    let text = fs::read_to_string("/proc/stat").context("cannot read /proc/stat")?;
-    let ticks: Vec<u64> = text
-        .lines()
-        .next()
-        .unwrap_or_default()
-        .split_whitespace()
-        .skip(1)
-        .map_while(|t| t.parse().ok())
-        .collect();
-    let idle = ticks.iter().skip(3).take(2).sum();
-    // The last two, time of guests, are part of the first two.
-    Ok((idle, ticks.iter().take(8).sum()))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -12,17 +12,17 @@ use portolan_lab::daemon::Daemon;
 use portolan_lab::lab::{Host, Lab, Listen, Pod, PodRequest};
 use portolan_lab::subject::ProxySubject;
 
-use crate::meter::{self, Meter};
+use crate::meter::Meter;
 use crate::scale::{NAMESPACE, SERVER_PORT, Scale};
 use crate::store::Store;
-use crate::{Options, What, client};
+use crate::{Options, What, client, idle};
 
 /// The node that the servers run on; it has no proxy.
 const SERVER_NODE: &str = "node-1";
 /// How long a proxy may take to program everything, or to come to rest afterwards.
 const PATIENCE: Duration = Duration::from_secs(900);
-/// Below this share of its CPU time in use, a machine with an idle control plane counts as idle.
-const IDLE_PERCENT: f64 = 10.0;
+/// How long the machine may take to come to rest before a measurement.
+const IDLE_PATIENCE: Duration = Duration::from_secs(180);
 /// How long a Service must stay out of reach on a clean node before the proxy is started.
 const OUT_OF_REACH: Duration = Duration::from_millis(50);
 
@@ -221,24 +221,13 @@ impl Site {
         seat.client.place.netns.run(work)
     }
 
-    /// Waits until the machine is idle, for ten looks of a second at most (one in a quick run), and says how busy it is.
+    /// Waits until the machine is idle, for three minutes at most (no time in a quick run), and says how busy it is.
     ///
     /// # Errors
     /// When the kernel does not say.
     pub fn settle(&self, options: &Options) -> Result<()> {
-        let mut busy = 100.0;
-        for _ in 0..if options.quick { 1 } else { 10 } {
-            busy = meter::busy_percent(Duration::from_secs(1))?;
-            if busy < IDLE_PERCENT {
-                break;
-            }
-        }
-        let worth = if busy < IDLE_PERCENT {
-            ""
-        } else {
-            ": something else is at work, so times mean little"
-        };
-        self.say(&format!("the machine is {busy:.0} % busy while the bench waits{worth}"));
+        let patience = if options.quick { Duration::ZERO } else { IDLE_PATIENCE };
+        self.say(&idle::settle(patience)?);
         Ok(())
     }
 

@@ -34,7 +34,6 @@ pub fn run(site: &mut Site, options: &Options) -> Result<Measured> {
     let mut measured = Measured::new("sync", &names, site.scale.endpoints(), Metric::SYNC);
     for size in options.sizes() {
         site.grow(size)?;
-        site.settle(options)?;
         for repeat in 0..options.repeats() {
             for turn in 0..site.seats.len() {
                 // Every repeat begins with another subject.
@@ -51,6 +50,7 @@ pub fn run(site: &mut Site, options: &Options) -> Result<Measured> {
 fn run_one(site: &mut Site, index: usize, size: u32, options: &Options, measured: &mut Measured) -> Result<()> {
     let seat = site.seats.get(index).context("no such subject")?;
     let (name, meter) = (seat.name(), site.meter(seat)?);
+    site.settle(options)?;
     let loaded = site.load(seat)?;
     let loaded_memory = meter.resident();
     site.say(&format!(
