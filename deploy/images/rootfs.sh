@@ -10,7 +10,9 @@ if [ -e "$root" ]; then
   exit 1
 fi
 mkdir -p "$root/etc" "$root/tmp"
-cp "$program" "$root/$(basename "$program")"
+# What a debugger needs stays with the builder. STRIP names the tool of another architecture.
+"${STRIP:-strip}" -o "$root/$(basename "$program")" "$program"
+chmod 755 "$root/$(basename "$program")"
 
 machine=$(readelf -h "$program" | sed -n 's/ *Machine: *//p')
 

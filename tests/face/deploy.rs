@@ -15,13 +15,15 @@ use crate::site::{Site, expect, ours};
 const DEPLOY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy");
 
 /// Everything that `kubectl apply -k` may be given.
-const FOLDERS: [&str; 6] = [
+const FOLDERS: [&str; 8] = [
     "proxy",
     "dns",
     "overlays/nft",
     "overlays/ebpf",
     "overlays/userspace",
     "overlays/standalone",
+    "../tests/e2e/nft",
+    "../tests/e2e/ebpf",
 ];
 
 #[test]

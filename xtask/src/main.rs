@@ -9,6 +9,7 @@ mod cross;
 mod demo;
 mod doctor;
 mod ebpf;
+mod image;
 mod kube_assets;
 mod suite;
 mod tidy;
@@ -35,6 +36,8 @@ enum Command {
     Doctor(doctor::Args),
     /// Build the eBPF programs, which the next build of portolan-proxy embeds
     Ebpf,
+    /// Write an OCI image of each daemon, from a release build, without a container builder
+    Image(image::Args),
     /// Provide etcd, the Kubernetes control plane, kubectl, kube-proxy and CoreDNS for the tests
     KubeAssets,
     /// Run every check and every test: what CI runs
@@ -53,6 +56,7 @@ fn main() -> ExitCode {
         Command::Bench(args) => bench::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Ebpf => ebpf::run().map(|_| ()),
+        Command::Image(args) => image::run(&args),
         Command::KubeAssets => kube_assets::run().map(|_| ()),
         Command::Test(args) => suite::run(&args),
         Command::Cross(args) => cross::main(&args).and_then(suite::Tally::into_result),

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use crate::command::{cargo, output, run as run_command, seconds};
+use crate::command::{cargo, output, run as run_command, seconds, target_dir};
 use crate::doctor::{self, Purpose, Verbosity};
 use crate::{cross, ebpf, kube_assets, tidy};
 
@@ -163,6 +163,12 @@ static STEPS: &[Step] = &[
         advice: "cargo test -p portolan-lab --test suite -- NAME --subject kube-proxy runs one scenario again, cargo test -p portolan-lab --test contract the DNS contract",
     },
     Step {
+        name: "image",
+        what: "an image of each daemon, which starts in its own root file system",
+        run: image,
+        advice: "cargo xtask image does the same with a release build",
+    },
+    Step {
         name: "demo",
         what: "the demo, in the lab and on loopback",
         run: demo,
@@ -254,6 +260,16 @@ fn choose(args: &Args) -> Result<Vec<&'static Step>> {
 
 fn one<T>(done: Result<T>) -> Result<Tally> {
     done.map(|_| Tally { passed: 1, failed: 0 })
+}
+
+fn image() -> Result<Tally> {
+    run_command(cargo().args(["build", "--package", "portolan-proxy", "--package", "portolan-dns"]))?;
+    let program = std::env::current_exe().context("cannot find this program")?;
+    one(run_command(
+        Command::new(program)
+            .args(["image", "--programs"])
+            .arg(target_dir().join("debug")),
+    ))
 }
 
 /// The commands of the README, as a user would run them.

@@ -79,6 +79,7 @@ fn plan_port(
         has_cluster: !cluster.is_empty(),
         has_local: !local.is_empty(),
         any: sets.any,
+        last_resort: !cluster.is_empty() && !sets.cluster.contains(&Membership::Ready),
         pods_known: node_plan.pods.is_known(family),
         masquerade_all: options.masquerade_all,
     };
@@ -174,7 +175,8 @@ fn frontends(
     if service.type_ != ServiceType::ClusterIp
         && let Some(node_port) = port.node_port
     {
-        add(FrontendKind::NodePort, None, node_port, external, None);
+        let routes = routing.node_port(service.external_traffic_policy);
+        add(FrontendKind::NodePort, None, node_port, routes, None);
     }
     let others = !service.source_ranges.is_empty() && source_ranges(service, family).is_none();
     if others && service.type_ == ServiceType::LoadBalancer {
@@ -201,6 +203,8 @@ struct Routing {
     has_cluster: bool,
     has_local: bool,
     any: bool,
+    /// No endpoint is ready: those there are terminate, and serve until they have ended.
+    last_resort: bool,
     pods_known: bool,
     masquerade_all: bool,
 }
@@ -244,6 +248,20 @@ impl Routing {
                 node: self.forward(EndpointSet::Cluster, true),
                 outside: self.forward(EndpointSet::Local, false),
             },
+        }
+    }
+
+    /// Node ports: external, but under policy Local the fallback to terminating endpoints never crosses nodes. A pod that
+    /// asks the node port of a node without one fails (Kubernetes' own test of KEP-1669 wants that), and so does whoever else
+    /// is treated like the node, see [`Frontend::verdict`]: they get what the outside gets.
+    fn node_port(&self, policy: TrafficPolicy) -> Routes {
+        let external = self.external(policy);
+        match self.last_resort {
+            true => Routes {
+                node: external.outside,
+                ..external
+            },
+            false => external,
         }
     }
 }

@@ -229,6 +229,32 @@ fn terminating_endpoints_are_the_last_resort() {
     check_sets(local(), "!1.2@here", "", "");
 }
 
+/// A pod of another node is treated like the node at a node port; neither is led to another node's terminating endpoint.
+#[test]
+fn a_terminating_endpoint_elsewhere_is_no_last_resort_of_a_local_node_port() {
+    let node_port = |spec: &Value, endpoints: &str| {
+        let plan = plan_with(spec, endpoints, &options());
+        let mut frontends = plan.ports[0].frontends.iter();
+        let found = frontends
+            .find(|f| f.kind == FrontendKind::NodePort)
+            .expect("a node port");
+        let [pod, elsewhere] = [SourceKind::Pod, SourceKind::PodElsewhere].map(|source| found.verdict(source));
+        format!("{pod}; {elsewhere}")
+    };
+    let cluster = || json!({});
+    assert_eq!(node_port(&local(), "~2.3@there"), "forward to cluster; drop");
+    assert_eq!(node_port(&local(), "~1.3@here"), "forward to cluster; forward to local");
+    assert_eq!(
+        node_port(&local(), "2.3@there ~2.4@there"),
+        "forward to cluster; forward to cluster masqueraded"
+    );
+    assert_eq!(
+        node_port(&cluster(), "~2.3@there"),
+        "forward to cluster masqueraded; forward to cluster masqueraded"
+    );
+    assert_eq!(node_port(&local(), ""), "reject; reject");
+}
+
 #[test]
 fn hints() {
     let cluster = || json!({});

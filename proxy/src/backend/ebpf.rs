@@ -111,15 +111,7 @@ impl<N: Backend> EbpfBackend<N> {
     /// When this binary has no programs, or the kernel has no cgroup2 or BPF file system for us.
     pub fn new(options: &EbpfOptions, net: N) -> anyhow::Result<Self> {
         object::object()?;
-        let cgroup = match &options.cgroup {
-            Some(cgroup) => cgroup.clone(),
-            None => node::cgroup_root()?,
-        };
-        anyhow::ensure!(
-            cgroup.join("cgroup.procs").exists(),
-            "--cgroup {}: not a cgroup2 directory",
-            cgroup.display()
-        );
+        let cgroup = node::cgroup(options.cgroup.as_deref())?;
         let pins = Pins::open(&options.bpffs)
             .with_context(|| format!("--bpffs {}: cannot pin maps there", options.bpffs.display()))?;
         Ok(Self {

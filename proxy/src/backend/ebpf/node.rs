@@ -29,12 +29,39 @@ pub(crate) fn netns_cookie() -> u64 {
     if result == 0 { cookie } else { 0 }
 }
 
+/// The cgroup2 directory to attach to: the chosen one, or the root of the mounted hierarchy. Where version 1 rules, cgroup2
+/// is mounted at `unified` below `/sys/fs/cgroup` (systemd's hybrid layout); a choice of the folder above it means that one.
+///
+/// # Errors
+/// When there is no cgroup2 directory.
+pub(crate) fn cgroup(chosen: Option<&Path>) -> io::Result<PathBuf> {
+    let found = match chosen {
+        Some(chosen) => hybrid(chosen),
+        None => cgroup_root()?,
+    };
+    // Every cgroup of version 2 has this file, and none of version 1.
+    if found.join("cgroup.controllers").exists() {
+        Ok(found)
+    } else {
+        Err(io::Error::other(format!(
+            "--cgroup {}: not a cgroup2 directory",
+            found.display()
+        )))
+    }
+}
+
+fn hybrid(chosen: &Path) -> PathBuf {
+    let below = chosen.join("unified");
+    let is_other = !chosen.join("cgroup.controllers").exists() && below.join("cgroup.controllers").exists();
+    if is_other { below } else { chosen.to_owned() }
+}
+
 /// The root of the machine's cgroup2 hierarchy.
 ///
 /// # Errors
 /// When none is mounted, and in a network namespace that is not the machine's (process 1 has that one): the root then holds
 /// processes that are not this node's.
-pub(crate) fn cgroup_root() -> io::Result<PathBuf> {
+fn cgroup_root() -> io::Result<PathBuf> {
     let netns = |process: &str| fs::read_link(format!("/proc/{process}/ns/net"));
     if let (Ok(own), Ok(first)) = (netns("self"), netns("1"))
         && own != first
@@ -68,5 +95,24 @@ mod tests {
         let mounts = "cgroup /sys/fs/cgroup/cpu cgroup rw 0 0\ncgroup2 /sys/fs/cgroup/unified cgroup2 rw 0 0\n";
         assert_eq!(root_of(mounts), Some(Path::new("/sys/fs/cgroup/unified")));
         assert_eq!(root_of("tmpfs /tmp tmpfs rw 0 0\n"), None);
+    }
+
+    #[test]
+    fn a_chosen_folder_of_version_1_means_the_hierarchy_below_it() -> io::Result<()> {
+        let folder = tempfile::tempdir()?;
+        let top = folder.path();
+        let unified = top.join("unified");
+        fs::create_dir(&unified)?;
+        assert!(cgroup(Some(top)).is_err(), "no cgroup2 anywhere");
+        fs::write(unified.join("cgroup.controllers"), "")?;
+        assert_eq!(cgroup(Some(top))?, unified);
+        assert_eq!(cgroup(Some(&unified))?, unified);
+        fs::write(top.join("cgroup.controllers"), "")?;
+        assert_eq!(
+            cgroup(Some(top))?,
+            top,
+            "a group of that name in a hierarchy of version 2"
+        );
+        Ok(())
     }
 }

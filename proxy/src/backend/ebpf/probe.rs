@@ -55,10 +55,7 @@ impl fmt::Display for Proof {
 /// # Errors
 /// Says which step failed, with the kernel's reason.
 pub fn probe(options: &EbpfOptions) -> anyhow::Result<Proof> {
-    let cgroup = match &options.cgroup {
-        Some(cgroup) => cgroup.clone(),
-        None => node::cgroup_root()?,
-    };
+    let cgroup = node::cgroup(options.cgroup.as_deref())?;
     let pins = Pins::open(&options.bpffs)
         .and_then(|pins| pins.probe())
         .with_context(|| format!("cannot pin maps in {}", options.bpffs.display()))?;
