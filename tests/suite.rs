@@ -12,6 +12,7 @@ use std::time::Instant;
 use anyhow::{Context as _, Result, ensure};
 use clap::Parser;
 use portolan_lab::cleanup;
+use portolan_lab::differences;
 use portolan_lab::rows::{self, Row};
 use portolan_lab::run::{Session, Setup};
 use portolan_lab::scenario::{ObjectSource, Scenario};
@@ -37,6 +38,9 @@ struct Options {
     /// Prints every row of the requirements and what shows it.
     #[arg(long)]
     rows: bool,
+    /// Prints where the real kube-proxy does something else, and why (docs/differences.md).
+    #[arg(long)]
+    differences: bool,
     /// Leaves the lab of a failed scenario in place and tells how to look around.
     #[arg(long)]
     keep: bool,
@@ -82,6 +86,10 @@ fn run(options: &Options) -> Result<bool> {
     let scenarios = Scenario::read_all(&options.scenarios)?;
     if options.rows {
         return print_rows(&scenarios);
+    }
+    if options.differences {
+        print!("{}", differences::table(&scenarios));
+        return Ok(true);
     }
     let batches = batches(options, &scenarios)?;
     if options.list {
