@@ -3,6 +3,7 @@
 //! Names of our own zones never come here. Entries leave by age, oldest first, when a shard is full. What is old stays for
 //! the time that upstreams are silent (RFC 8767).
 
+pub mod echo;
 pub mod message;
 pub mod policy;
 

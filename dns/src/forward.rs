@@ -153,7 +153,7 @@ impl Forwarder {
     /// Leave to forward one more query; `None` when too many are in flight.
     pub fn slot(&self, forward: &Forward) -> Option<Slot> {
         let table = self.0.table.load();
-        match target_name(forward).and_then(|name| table.find(&name).pool) {
+        match target_name(forward).and_then(|name| table.find(&name).pools.first().copied()) {
             Some(pool) => pool.slot(),
             None => Some(Slot::free()),
         }
@@ -198,7 +198,7 @@ impl Forwarder {
         }
         let (prepared, ede) = match self.ask(forward).await {
             Ok(found) => found,
-            Err(Ede::NotServed) => return failed(ResponseCode::Refused, Ede::NotServed),
+            Err(ede @ (Ede::NotServed | Ede::Overloaded)) => return failed(ResponseCode::Refused, ede),
             Err(ede) => return failed(ResponseCode::ServFail, ede),
         };
         if forward.aliases.is_empty() {
@@ -242,7 +242,10 @@ impl Forwarder {
         let table = self.0.table.load_full();
         let name = target_name(forward).ok_or(Ede::NotServed)?;
         let way = table.find(&name);
-        let pool = way.pool.ok_or(Ede::NotServed)?.clone();
+        let pools: Vec<Arc<Pool>> = way.pools.into_iter().cloned().collect();
+        if pools.is_empty() {
+            return Err(if way.served { Ede::NoForward } else { Ede::NotServed });
+        }
         let policy = way.cache.cloned();
         let mut flight = match self.board(&key) {
             Boarded::Passenger(flight) => flight,
@@ -251,7 +254,7 @@ impl Forwarder {
                 let forwarder = self.clone();
                 // A task of its own: the others wait for it even when the first client goes away.
                 tokio::spawn(async move {
-                    let outcome = pool.ask(&asked).await;
+                    let outcome = ask_in_turn(&pools, &asked).await;
                     let outcome = forwarder.keep(&key, outcome, policy.as_ref());
                     forwarder.flights().remove(&key);
                     // Nobody waits any more: fine.
@@ -301,6 +304,23 @@ impl Forwarder {
 }
 
 const SERVFAIL: u8 = 2;
+
+/// Asks one pool, and the next ones as long as the answer leaves it to them.
+async fn ask_in_turn(pools: &[Arc<Pool>], asked: &Asked) -> Outcome {
+    let mut outcome = Err(Ede::NoForward);
+    for (index, pool) in pools.iter().enumerate() {
+        // Who asked has the leave of the first.
+        let slot = if index == 0 { Some(Slot::free()) } else { pool.slot() };
+        let Some(_slot) = slot else {
+            return Err(Ede::Overloaded);
+        };
+        outcome = pool.ask(asked).await;
+        if !outcome.as_ref().is_ok_and(|prepared| pool.passes_on(prepared)) {
+            break;
+        }
+    }
+    outcome
+}
 
 /// A block that forwards every name to one pool.
 pub fn everything(pool: Arc<Pool>, cache: Option<Policy>) -> Block {

@@ -193,11 +193,17 @@ impl Settings {
                 .map(|zone| zone.zones().iter().map(|z| z.wire.clone()).collect::<Vec<_>>())
         };
         let source = |settings: &Self| settings.source.as_ref().map(|source| format!("{source:?}"));
+        // Of endpoints only what names depend on is kept.
+        let more = |settings: &Self| {
+            let naming = settings.zone.as_ref().map(|zone| &zone.naming);
+            naming.map_or((false, false), |naming| (naming.zonal, naming.endpoint_pod_names))
+        };
         let mut found = Vec::new();
         let mut say = |differs: bool, what| found.extend(differs.then_some(what));
         say(addresses(self) != addresses(running), "the addresses of server blocks");
         say(names(self) != names(running), "the zones of kubernetes");
         say(source(self) != source(running), "what is read from the API server");
+        say(more(self) != more(running), "zonal or endpoint_pod_names of kubernetes");
         say(self.health != running.health, "the address of health");
         say(self.ready != running.ready, "the address of ready");
         say(self.metrics != running.metrics, "the address of prometheus");
@@ -259,6 +265,7 @@ fn zones(args: &RunArgs, servers: &[Server]) -> Result<Option<(ZoneConfig, Optio
             && kubernetes.kubeconfig == first.kubeconfig
             && kubernetes.endpoint == first.endpoint
             && kubernetes.noendpoints == first.noendpoints
+            && kubernetes.zonal == first.zonal
             && kubernetes.endpoint_pod_names == first.endpoint_pod_names
             && kubernetes.ignore_empty_service == first.ignore_empty_service;
         if !alike {
@@ -287,6 +294,7 @@ fn zones(args: &RunArgs, servers: &[Server]) -> Result<Option<(ZoneConfig, Optio
     })?;
     zone.naming.endpoint_pod_names = first.endpoint_pod_names;
     zone.naming.endpoints = !first.noendpoints;
+    zone.naming.zonal = first.zonal;
     zone.naming.empty_services = !first.ignore_empty_service;
     zone.naming.namespaces = first.namespaces.iter().cloned().collect();
     let selector = |text: &Option<String>, what: &str| match text {

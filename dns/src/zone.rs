@@ -12,6 +12,7 @@ pub mod policy;
 pub mod records;
 pub mod reverse;
 pub mod table;
+pub mod zonal;
 
 use std::net::IpAddr;
 
@@ -225,6 +226,11 @@ impl Snapshot {
 }
 
 fn below_service<'a>(names: &'a ServiceNames, name: &Name, depth: usize, qtype: u16) -> ServiceAnswer<'a> {
+    if depth > 0
+        && let Some(answer) = names.answer_zonal(name, depth, qtype)
+    {
+        return answer;
+    }
     match depth {
         0 => names.answer(qtype),
         1 => names.answer_below(name.span(0, 1), qtype),

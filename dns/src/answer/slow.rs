@@ -44,8 +44,10 @@ pub enum Ede {
     Looping,
     /// The answer is old, because upstreams are silent.
     StaleAnswer,
-    /// Nothing is configured for the name.
+    /// No server block has the name.
     NotServed,
+    /// The server block that has the name forwards it to nobody.
+    NoForward,
     /// The source of the cluster's names is lost: what is said may be out of date.
     Stale,
     /// A rule forbids the question.
@@ -67,7 +69,7 @@ impl Ede {
             Self::AliasChain | Self::Overloaded => 0,
             Self::UpstreamDown | Self::NoUpstream | Self::Looping => 22,
             Self::StaleAnswer => 3,
-            Self::NotServed => 20,
+            Self::NotServed | Self::NoForward => 20,
         }
     }
 
@@ -85,6 +87,7 @@ impl Ede {
             Self::Looping => "upstream loops back",
             Self::StaleAnswer => "upstream down, answer is stale",
             Self::NotServed => "no server block for this name",
+            Self::NoForward => "the server block has no forward for this name",
         }
     }
 }

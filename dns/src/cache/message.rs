@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
+use super::echo::{Echo, echoes, rewrite};
 use super::policy::{Kind, Policy};
+use crate::answer::parse::HEADER;
 use crate::answer::walk::{Section, records};
 use crate::answer::{Ede, Question, Transport, truncate};
 use crate::zone::{TYPE_OPT, TYPE_SOA};
@@ -14,6 +16,8 @@ pub struct Prepared {
     pub message: Arc<[u8]>,
     /// Offsets of every TTL.
     pub(super) ttls: Arc<[u16]>,
+    /// Where the letters of the question's name stand again.
+    echoes: Arc<[Echo]>,
     /// Seconds that it says it may be kept; `None` when it does not say.
     pub(super) seconds: Option<u32>,
     /// What it is to the cache; `None` when it is not for keeping.
@@ -66,9 +70,12 @@ pub fn prepare(mut message: Vec<u8>) -> Option<Prepared> {
             cap_ttl(&mut message, *at, ttl);
         }
     }
+    let name = message.get(HEADER..start.checked_sub(4)?)?;
+    let echoes = echoes(&message, name).into();
     Some(Prepared {
         message: message.into(),
         ttls: ttls.into(),
+        echoes,
         seconds,
         kind,
     })
@@ -80,6 +87,11 @@ impl Prepared {
     /// The response code, without the bits that an OPT record would add.
     pub fn rcode(&self) -> u8 {
         self.message.get(3).map_or(0, |flags| flags & 15)
+    }
+
+    /// Whether the name exists and holds nothing of the type.
+    pub fn is_empty(&self) -> bool {
+        self.rcode() == 0 && self.message.get(6..8) == Some(&[0, 0])
     }
 
     /// The response to a question, with a word on it for clients that use EDNS.
@@ -176,8 +188,9 @@ pub(super) fn fit(
         header[10..].copy_from_slice(&count.to_be_bytes());
         client.write_opt(question.max_udp, out.get_mut(length..length + reserve)?);
     }
-    // The question in the letter case of this client.
+    // The question in the letter case of this client, and whatever repeats it.
     let name = question.name.sent();
-    out.get_mut(12..12 + name.len())?.copy_from_slice(name);
+    out.get_mut(HEADER..HEADER + name.len())?.copy_from_slice(name);
+    rewrite(out.get_mut(..length)?, &prepared.echoes, name);
     Some(length + reserve)
 }

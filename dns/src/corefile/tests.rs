@@ -169,7 +169,7 @@ fn every_plugin_is_read() {
          acl {\n  allow net 10.0.0.0/8 192.0.2.1\n  block type ANY net *\n }\n\
          cache 20 example.org {\n  success 100 30 5\n  denial 100 10\n  servfail 1s\n  prefetch 10 1m 20%\n  serve_stale 1h immediate\n  keepttl\n }\n\
          forward . 192.0.2.1 https://192.0.2.2/q {\n  except a.org b.org\n  prefer_udp\n  expire 5s\n  max_fails 3\n  tls_servername x\n\
-           health_check 1s no_rec domain example.org\n  failover NXDOMAIN SERVFAIL\n  policy round_robin\n  failfast_all_unhealthy_upstreams\n }\n\
+           health_check 1s no_rec domain example.org\n  failover NXDOMAIN SERVFAIL\n  next NXDOMAIN\n  next_on_nodata\n  policy round_robin\n  failfast_all_unhealthy_upstreams\n }\n\
          ready :1 {\n  monitor continuously\n }\n prometheus\n reload 2s 1s\n}\n",
     );
     let [server] = &corefile.servers[..] else { panic!() };
@@ -239,6 +239,14 @@ fn what_is_not_known_is_said_with_place_and_advice() {
     check(
         ".:53 {\n  errors\n",
         "Corefile:1: the server block does not end; close it with }",
+    );
+    check(
+        ".:53 {\n  kubernetes cluster.local {\n    zonal\n    noendpoints\n  }\n}",
+        "Corefile:2: kubernetes: has both zonal and noendpoints; keep one of them",
+    );
+    check(
+        ".:53 {\n  forward . 192.0.2.1 {\n    next NOERROR\n  }\n}",
+        "Corefile:3: forward: next names NOERROR, which is no failure; write next_on_nodata for answers without records",
     );
     check(
         ".:53 {\n errors\n}\n. {\n}\n",

@@ -17,6 +17,7 @@ use super::spec::{Options, Transport};
 use super::upstream::{Upstream, any_of};
 use crate::answer::edns::MAX_UDP;
 use crate::answer::parse::{CLASS_IN, HEADER, u16_at};
+use crate::cache::echo;
 use crate::zone::names::Name;
 
 /// How long one upstream is waited for (CoreDNS's `read_timeout`).
@@ -93,21 +94,21 @@ enum Match {
 /// When it gave no answer in time.
 pub async fn exchange(upstream: &Upstream, asked: &Asked, options: &Options) -> Result<Vec<u8>, ExchangeError> {
     let answered = timeout(PATIENCE, attempt(upstream, asked, options)).await;
-    let mut answer = answered.unwrap_or_else(|_| Err(ExchangeError::TimedOut(upstream.target.to_string())))?;
-    // Names of the answer that point to the question's get back the letters that were asked for.
-    if let Some(name) = answer.get_mut(HEADER..HEADER + asked.name.len()) {
-        name.copy_from_slice(&asked.name);
-    }
-    Ok(answer)
+    answered.unwrap_or_else(|_| Err(ExchangeError::TimedOut(upstream.target.to_string())))
 }
 
 async fn attempt(upstream: &Upstream, asked: &Asked, options: &Options) -> Result<Vec<u8>, ExchangeError> {
     let mixed = upstream.keeps_case() && upstream.target.transport == Transport::Dns;
-    let answer = once(upstream, &Sent::new(asked, mixed, true)?, options).await?;
+    let mut sent = Sent::new(asked, mixed, true)?;
+    let mut answer = once(upstream, &sent, options).await?;
     // A server that does not know EDNS says so (RFC 6891 section 7).
     if answer.get(3).is_some_and(|flags| flags & 15 == FORMERR) && !asked.dnssec_ok {
-        return once(upstream, &Sent::new(asked, mixed, false)?, options).await;
+        sent = Sent::new(asked, mixed, false)?;
+        answer = once(upstream, &sent, options).await?;
     }
+    // Names of the answer get back the letters that were asked for.
+    let letters = sent.bytes.get(HEADER..HEADER + asked.name.len()).unwrap_or_default();
+    echo::rename(&mut answer, letters, &asked.name);
     Ok(answer)
 }
 

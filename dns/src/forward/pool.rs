@@ -251,6 +251,11 @@ impl Pool {
         !matches!(rcode, 2 | 4 | 5) && !self.options.failover.contains(&rcode)
     }
 
+    /// Whether the next `forward` may know better.
+    pub(super) fn passes_on(&self, prepared: &Prepared) -> bool {
+        self.options.next.contains(&prepared.rcode()) || self.options.next_on_nodata && prepared.is_empty()
+    }
+
     /// What probes ask.
     fn probe(&self) -> Asked {
         Asked {

@@ -1,4 +1,5 @@
-//! Which names go where: the closest server block, and in it the first `forward` that takes the name.
+//! Which names go where: the closest server block, and in it the first `forward` that takes the name, or the next ones when
+//! its answer says so.
 
 use std::sync::Arc;
 
@@ -37,10 +38,12 @@ pub struct Table {
 }
 
 /// What was found for a name.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Way<'a> {
-    /// Who is asked; `None`: nobody, and the query is refused.
-    pub pool: Option<&'a Arc<Pool>>,
+    /// Whether a server block has the name at all.
+    pub served: bool,
+    /// Who is asked, in order; nobody when it is empty.
+    pub pools: Vec<&'a Arc<Pool>>,
     /// How the answer is kept.
     pub cache: Option<&'a Arc<Policy>>,
 }
@@ -68,17 +71,21 @@ impl Table {
     pub fn find(&self, name: &Name) -> Way<'_> {
         let Some(block) = self.blocks.iter().find(|block| inside(name, &block.zone)) else {
             return Way {
-                pool: None,
+                served: false,
+                pools: Vec::new(),
                 cache: None,
             };
         };
         let takes = |route: &&Route| {
             let any = |zones: &[Box<[u8]>]| zones.iter().any(|zone| inside(name, zone));
-            any(&route.from) && !any(&route.except)
+            // The zone itself is taken whatever stands behind `except` (CoreDNS).
+            let itself = route.from.iter().any(|zone| **zone == *name.lower());
+            itself || any(&route.from) && !any(&route.except)
         };
         let kept = block.cache_zones.is_empty() || block.cache_zones.iter().any(|zone| inside(name, zone));
         Way {
-            pool: block.routes.iter().find(takes).map(|route| &route.pool),
+            served: true,
+            pools: block.routes.iter().filter(takes).map(|route| &route.pool).collect(),
             cache: block.cache.as_ref().filter(|_| kept),
         }
     }

@@ -72,6 +72,10 @@ pub struct Options {
     pub fail_fast: bool,
     /// Response codes after which the next upstream is asked, beside SERVFAIL, NOTIMP and REFUSED, which always are.
     pub failover: Vec<u8>,
+    /// Response codes after which the next `forward` of the server block is asked.
+    pub next: Vec<u8>,
+    /// It is asked also when the name holds nothing of the type.
+    pub next_on_nodata: bool,
 }
 
 // === impl Transport ===
@@ -129,6 +133,8 @@ impl Default for Options {
             client: None,
             fail_fast: false,
             failover: Vec::new(),
+            next: Vec::new(),
+            next_on_nodata: false,
         }
     }
 }

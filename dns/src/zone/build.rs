@@ -10,8 +10,9 @@ use std::sync::Arc;
 use portolan_model::{Endpoint, EndpointSlice, ImportView, Protocol, ServiceName, ServiceType, ServiceView};
 
 use super::config::Naming;
-use super::names::{DashedLabel, parse_dashed, push_label, wire_from_text};
+use super::names::{DashedLabel, Name, parse_dashed, push_label, wire_from_text};
 use super::records::{Label, Records, Srv};
+use super::zonal::Zonal;
 
 /// Everything that the names of one Service answer.
 #[derive(Debug, PartialEq, Eq)]
@@ -32,6 +33,8 @@ pub struct ServiceNames {
     hidden: bool,
     /// It is a ServiceImport: endpoints are named by their cluster too, and addresses have no names.
     imported: bool,
+    /// Its endpoints by zone, when names are asked for that way.
+    zonal: Option<Box<Zonal>>,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -114,30 +117,35 @@ impl ServiceNames {
             return Some(names);
         }
         if service.headless {
-            names.kind = Kind::Headless;
+            let zonal = naming
+                .zonal
+                .then(|| Box::new(Zonal::build(&names.key, view.slices, naming)));
+            names = Self::of_endpoints(names.key, view.slices, naming);
+            names.zonal = zonal;
+            return Some(names);
         }
         names.hosts = hosts(view.slices, naming);
-        names.hidden = !service.headless && !naming.empty_services && names.hosts.is_empty();
+        names.hidden = !naming.empty_services && names.hosts.is_empty();
         names.dashed = names.hosts.partition_point(|host| !matches!(host, Host::Named(_)));
-        let (v4, v6) = if service.headless {
-            let ready = view
-                .slices
-                .iter()
-                .flat_map(ready_endpoints)
-                .filter(|_| naming.endpoints);
-            let ready = ready.flat_map(Endpoint::addresses);
-            split(ready.collect::<BTreeSet<_>>())
-        } else {
-            split(service.cluster_ips.iter().copied())
-        };
-        (names.v4, names.v6) = (v4, v6);
-        if service.headless {
-            names.endpoint_ports(view.slices, naming);
-        } else if !names.hidden {
+        (names.v4, names.v6) = split(service.cluster_ips.iter().copied());
+        if !names.hidden {
             names.service_ports(&service.ports);
         }
         names.merge_bare();
         Some(names)
+    }
+
+    /// The names of a headless Service with these slices.
+    pub(super) fn of_endpoints(key: Arc<[u8]>, slices: &[EndpointSlice], naming: &Naming) -> Self {
+        let mut names = Self::empty(key);
+        names.kind = Kind::Headless;
+        names.hosts = hosts(slices, naming);
+        names.dashed = names.hosts.partition_point(|host| !matches!(host, Host::Named(_)));
+        let ready = slices.iter().flat_map(ready_endpoints).filter(|_| naming.endpoints);
+        (names.v4, names.v6) = split(ready.flat_map(Endpoint::addresses).collect::<BTreeSet<_>>());
+        names.endpoint_ports(slices, naming);
+        names.merge_bare();
+        names
     }
 
     /// Builds the names of a ServiceImport. `None` when its name cannot stand in DNS.
@@ -175,6 +183,7 @@ impl ServiceNames {
             bare: None,
             hidden: false,
             imported: false,
+            zonal: None,
         }
     }
 
@@ -298,6 +307,11 @@ impl ServiceNames {
         if !self.exists() {
             return ServiceAnswer::NxDomain;
         }
+        self.answer_at(qtype, 0)
+    }
+
+    /// The same for a name that has the Service's own at label `depth`, and exists.
+    pub(super) fn answer_at(&self, qtype: u16, depth: usize) -> ServiceAnswer<'_> {
         if let Kind::ExternalName(Some(target)) = &self.kind {
             return ServiceAnswer::Cname(target);
         }
@@ -307,7 +321,7 @@ impl ServiceNames {
             super::TYPE_SRV => {
                 let only = self.ports.first().map_or(&[][..], |port| &port.records);
                 let records = self.bare.as_deref().unwrap_or(only);
-                self.srv(records, self.ports.iter().map(|port| port.count).sum(), 0)
+                self.srv(records, self.ports.iter().map(|port| port.count).sum(), depth)
             }
             _ => ServiceAnswer::NoData,
         }
@@ -370,6 +384,11 @@ impl ServiceNames {
             Some((port, protocol)) => self.answer_port(port, protocol, qtype),
             None => ServiceAnswer::NxDomain,
         }
+    }
+
+    /// The question for a name below `_zone`; `None` when it is no such name, or when there are none.
+    pub fn answer_zonal(&self, name: &Name, depth: usize, qtype: u16) -> Option<ServiceAnswer<'_>> {
+        self.zonal.as_ref()?.answer(self, name, depth, qtype)
     }
 
     fn answer_host(host: &Host, qtype: u16) -> ServiceAnswer<'_> {

@@ -91,6 +91,8 @@ pub struct Naming {
     pub endpoints: bool,
     /// A Service that has no ready endpoint exists (the opposite of `ignore empty_service`).
     pub empty_services: bool,
+    /// The endpoints of headless Services have names by zone, too (`zonal`).
+    pub zonal: bool,
     /// Only these namespaces; none given means every one (`namespaces`).
     pub namespaces: BTreeSet<String>,
     /// Only namespaces with these labels (`namespace_labels`).
@@ -232,6 +234,7 @@ impl Default for Naming {
             endpoint_pod_names: false,
             endpoints: true,
             empty_services: true,
+            zonal: false,
             namespaces: BTreeSet::new(),
             namespace_labels: Selector::default(),
             labels: Selector::default(),
@@ -248,7 +251,7 @@ impl Naming {
         for endpoint in &mut slice.endpoints {
             (endpoint.node_name, endpoint.hints) = (None, None);
             if let Some(mut names) = endpoint.names.take() {
-                names.zone = None;
+                names.zone = names.zone.filter(|_| self.zonal);
                 names.target_pod = names.target_pod.filter(|_| self.endpoint_pod_names);
                 endpoint.names = names.boxed();
             }

@@ -281,17 +281,144 @@ fn names_go_where_their_zone_says() {
     ]));
     for (name, rcode, by_stub, by_root) in [
         ("www.a.stub.example.", "", 1, 0),
-        ("www.b.stub.example.", "REFUSED", 0, 0),
+        // The server block has the name and forwards it to nobody: SERVFAIL, as in CoreDNS.
+        ("www.b.stub.example.", "SERVFAIL", 0, 0),
         ("xstub.example.", "", 0, 1),
-        ("www.except.example.", "REFUSED", 0, 0),
+        ("www.except.example.", "SERVFAIL", 0, 0),
     ] {
         let reply = live.udp(&query(&format!("{name} A")));
-        assert_eq!(said(&reply).contains("REFUSED"), rcode == "REFUSED", "{name}");
+        assert_eq!(said(&reply).contains("SERVFAIL"), rcode == "SERVFAIL", "{name}");
         assert_eq!((stub.count(name), root.count(name)), (by_stub, by_root), "{name}");
     }
     // Without a cache everything is asked again.
     live.udp(&query("xstub.example. A"));
     assert_eq!(root.count("xstub.example."), 2);
+}
+
+#[test]
+fn a_name_that_no_server_block_has_is_refused() {
+    let upstream = Upstream::start();
+    let live = forwarding_to(&[]);
+    let pool = live.shared.forwarder.pool(Options::default());
+    pool.set_targets(&[Target::plain(upstream.address)]);
+    let mut block = everything(pool, None);
+    block.zone = names::wire_from_text("example.com").unwrap();
+    live.shared.forwarder.set_table(Table::new(vec![block]));
+    for (name, refused) in [("www.example.com. A", false), ("www.example.org. A", true)] {
+        let reply = live.udp(&query(name));
+        assert_eq!(said(&reply).contains("REFUSED"), refused, "{name}");
+    }
+}
+
+#[test]
+fn the_next_forward_is_asked_when_the_answer_leaves_it_to_it() {
+    let all = [Upstream::start(), Upstream::start(), Upstream::start()];
+    let live = forwarding_to(&[]);
+    let forwarder = &live.shared.forwarder;
+    let route = |upstream: &Upstream, options: Options, except: &str| {
+        let pool = forwarder.pool(options);
+        pool.set_targets(&[Target::plain(upstream.address)]);
+        Route {
+            from: vec![Box::new([0])],
+            except: vec![names::wire_from_text(except).unwrap()],
+            pool,
+        }
+    };
+    let next = Options {
+        next: vec![3],
+        ..Options::default()
+    };
+    let nodata = Options {
+        next_on_nodata: true,
+        ..Options::default()
+    };
+    let none = Options {
+        max_concurrent: Some(0),
+        ..Options::default()
+    };
+    for (second, third, cases) in [
+        (
+            &nodata,
+            &Options::default(),
+            &[
+                ("www.example.com. A", [1, 0, 0], ""),
+                // NXDOMAIN is what the first passes on, and not what the second does.
+                ("none.example.com. A", [1, 1, 0], "NXDOMAIN"),
+                ("servfail.example.com. A", [1, 0, 0], "SERVFAIL"),
+                // Nothing of the type: the first keeps that.
+                ("www.example.com. MX", [2, 0, 0], ""),
+                // The second does not take the name.
+                ("none.second.example. A", [1, 0, 1], "NXDOMAIN"),
+            ][..],
+        ),
+        (
+            &none,
+            &Options::default(),
+            &[("none.example.com. A", [2, 1, 0], "REFUSED")][..],
+        ),
+    ] {
+        forwarder.set_table(Table::new(vec![Block {
+            zone: Box::new([0]),
+            routes: vec![
+                route(&all[0], next.clone(), "nothing"),
+                route(&all[1], second.clone(), "second.example"),
+                route(&all[2], third.clone(), "nothing"),
+            ],
+            cache: None,
+            cache_zones: Vec::new(),
+        }]));
+        for (question, asked, rcode) in cases {
+            let said = said(&live.udp(&query(question)));
+            let name = question.split(' ').next().unwrap();
+            let counts: Vec<usize> = all.iter().map(|upstream| upstream.count(name)).collect();
+            assert_eq!(counts, asked, "{question}");
+            let failed = said
+                .iter()
+                .find(|line| ["NXDOMAIN", "SERVFAIL", "REFUSED"].contains(&line.as_str()));
+            assert_eq!(failed.map_or("", String::as_str), *rcode, "{question}: {said:?}");
+        }
+    }
+    // The first passes on what holds nothing of the type.
+    forwarder.set_table(Table::new(vec![Block {
+        zone: Box::new([0]),
+        routes: vec![
+            route(&all[0], nodata, "nothing"),
+            route(&all[1], Options::default(), "nothing"),
+        ],
+        cache: None,
+        cache_zones: Vec::new(),
+    }]));
+    live.udp(&query("nodata.example.com. MX"));
+    let counts: Vec<usize> = all
+        .iter()
+        .map(|upstream| upstream.count("nodata.example.com."))
+        .collect();
+    assert_eq!(counts, [1, 1, 0]);
+}
+
+#[test]
+fn clients_see_their_own_letters_also_where_an_upstream_repeats_those_it_was_sent() {
+    let upstream = Upstream::start();
+    let live = forwarding_to(&[upstream.address]);
+    for name in [
+        "mirror.letters-of-a-long-name.example.",
+        "MIRROR.letters-of-A-LONG-name.Example.",
+    ] {
+        let reply = live.udp(&query(&format!("{name} A")));
+        let (_, rest) = name.split_once('.').unwrap();
+        let web = format!("Web.{rest}");
+        let said: Vec<String> = reply
+            .answers
+            .iter()
+            .map(|record| format!("{} {}", record.name.to_ascii(), record.data))
+            .collect();
+        assert_eq!(said, [format!("{name} {web}"), format!("{web} 192.0.2.1")]);
+    }
+    assert_eq!(
+        upstream.count("mirror.letters-of-a-long-name.example."),
+        1,
+        "the second came from the cache"
+    );
 }
 
 #[test]

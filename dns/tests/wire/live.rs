@@ -155,7 +155,7 @@ pub fn read_tcp(stream: &mut TcpStream) -> Option<Message> {
 /// An upstream on loopback. What it says depends on the first label of the name:
 ///
 /// `none` NXDOMAIN with a minimum of 7; `servfail`; `cut` TC over UDP; `forged` first a wrong id, a wrong name and
-/// noise; `silent` nothing; `slow` after a while; `brief` with a TTL of 1; `folded` in lower case; anything else 192.0.2.1 with a
+/// noise; `mirror` an alias with every name in full, in the letters of the query; `silent` nothing; `slow` after a while; `brief` with a TTL of 1; `folded` in lower case; anything else 192.0.2.1 with a
 /// TTL of 60.
 pub struct Upstream {
     pub address: SocketAddr,
@@ -256,6 +256,9 @@ fn replies(query: &Message, name: &str) -> Vec<Vec<u8>> {
     if name.starts_with("slow.") {
         std::thread::sleep(Duration::from_millis(400));
     }
+    if name.starts_with("mirror.") {
+        return vec![mirrored(&bytes(&right), query.queries[0].name())];
+    }
     if name.starts_with("cut.") {
         let mut cut = right.clone();
         cut.answers.clear();
@@ -273,4 +276,26 @@ fn replies(query: &Message, name: &str) -> Vec<Vec<u8>> {
         return vec![bytes(&id), bytes(&other), vec![0; 5], bytes(&right)];
     }
     vec![bytes(&right)]
+}
+
+/// A response that compresses nothing: the name is an alias of `web` beside it, which has an address.
+fn mirrored(right: &[u8], name: &Name) -> Vec<u8> {
+    let labels: Vec<&[u8]> = name.iter().collect();
+    let wire = |first: &[u8]| -> Vec<u8> {
+        let labels = std::iter::once(first).chain(labels[1..].iter().copied());
+        let mut wire: Vec<u8> = labels
+            .flat_map(|label| [&[label.len() as u8], label].concat())
+            .collect();
+        wire.push(0);
+        wire
+    };
+    let (owner, target) = (wire(labels[0]), wire(b"Web"));
+    let mut bytes = right[..12 + owner.len() + 4].to_vec();
+    bytes[6..12].copy_from_slice(&[0, 2, 0, 0, 0, 0]);
+    bytes.extend_from_slice(&owner);
+    bytes.extend([0, 5, 0, 1, 0, 0, 0, 60, 0, target.len() as u8]);
+    bytes.extend_from_slice(&target);
+    bytes.extend_from_slice(&target);
+    bytes.extend([0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 192, 0, 2, 1]);
+    bytes
 }

@@ -215,3 +215,64 @@ fn zones_have_their_own_ttl_and_fallthrough() {
     let reply = ask(&zone, &query("gone.default.svc A"), Transport::Udp);
     assert_eq!(reply.authorities[0].ttl, 15);
 }
+
+#[test]
+fn endpoints_have_names_by_zone_when_asked() {
+    let yaml = format!(
+        "{CLUSTER}---\napiVersion: v1\nkind: Service\nmetadata: {{name: zoned, namespace: default}}\n\
+         spec: {{clusterIP: None, clusterIPs: [None], ports: [{{name: web, port: 80}}]}}\n---\n\
+         apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\naddressType: IPv4\n\
+         metadata: {{name: zoned-1, namespace: default, labels: {{kubernetes.io/service-name: zoned}}}}\n\
+         ports: [{{name: web, port: 80}}]\nendpoints:\n\
+         - {{addresses: [10.244.8.1], zone: us-a}}\n- {{addresses: [10.244.8.2], zone: us-a, hostname: h}}\n\
+         - {{addresses: [10.244.8.3], zone: corp.example.com}}\n- {{addresses: [10.244.8.4]}}\n\
+         - {{addresses: [10.244.8.5], zone: us-b, conditions: {{ready: false}}}}\n"
+    );
+    let on = zone(
+        &yaml,
+        named(Naming {
+            zonal: true,
+            ..Naming::default()
+        }),
+    );
+    let on = on.reader().load_full();
+    let two = ["@ 5 A 10.244.8.1", "@ 5 A 10.244.8.2"];
+    let all = [
+        "@ 5 A 10.244.8.1",
+        "@ 5 A 10.244.8.2",
+        "@ 5 A 10.244.8.3",
+        "@ 5 A 10.244.8.4",
+    ];
+    for (question, expect) in [
+        ("us-a.pin._zone.zoned.default.svc A", &two[..]),
+        ("US-A.Prefer._ZONE.zoned.default.svc A", &two),
+        ("corp.example.com.pin._zone.zoned.default.svc A", &["@ 5 A 10.244.8.3"]),
+        ("us-b.pin._zone.zoned.default.svc A", &["NODATA"]),
+        ("us-b.prefer._zone.zoned.default.svc A", &all),
+        ("us-a.pin._zone.zoned.default.svc AAAA", &["NODATA"]),
+        ("us-a.pin._zone.zoned.default.svc TXT", &["NODATA"]),
+        (
+            "us-a.pin._zone.zoned.default.svc SRV",
+            &[
+                "@ 5 SRV 0 50 80 10-244-8-1.zoned.default.svc.cluster.local.",
+                "@ 5 SRV 0 50 80 h.zoned.default.svc.cluster.local.",
+                "+ 10-244-8-1.zoned.default.svc.cluster.local. 5 A 10.244.8.1",
+                "+ h.zoned.default.svc.cluster.local. 5 A 10.244.8.2",
+            ],
+        ),
+        // Names stand below these. CoreDNS denies them.
+        ("pin._zone.zoned.default.svc A", &["NODATA"]),
+        ("_zone.zoned.default.svc A", &["NODATA"]),
+        ("us-a.other._zone.zoned.default.svc A", &["NXDOMAIN"]),
+        ("us-a.pin._zone.gone.default.svc A", &["NXDOMAIN"]),
+        // A cluster IP is in no zone.
+        ("us-a.pin._zone.web.shop.svc A", &["NXDOMAIN"]),
+        ("zoned.default.svc A", &all),
+    ] {
+        check(&on, question, expect);
+    }
+    let off = zone(&yaml, config()).reader().load_full();
+    for question in ["us-a.pin._zone.zoned.default.svc A", "_zone.zoned.default.svc A"] {
+        check(&off, question, &["NXDOMAIN"]);
+    }
+}

@@ -153,15 +153,10 @@ fn option(line: &mut Line<'_>, found: &mut Forward) {
         "health_check" => health_check(line, options),
         "max_concurrent" => options.max_concurrent = line.parse("a number").filter(|most| *most > 0),
         "failfast_all_unhealthy_upstreams" => options.fail_fast = true,
-        // The next upstream is asked after these codes; `next` would ask the next forward block.
+        // The next upstream is asked after these codes, and after those the next forward.
         "failover" => rcodes(line, &mut options.failover),
-        "next" | "next_on_nodata" => {
-            line.rest();
-            line.say(
-                "is not supported",
-                "name the upstreams of both blocks in one, with failover RCODE...",
-            );
-        }
+        "next" => rcodes(line, &mut options.next),
+        "next_on_nodata" => options.next_on_nodata = true,
         _ => {
             line.rest();
             line.unknown(KNOWN);
@@ -193,6 +188,10 @@ fn health_check(line: &mut Line<'_>, options: &mut Options) {
 fn rcodes(line: &mut Line<'_>, into: &mut Vec<u8>) {
     for word in line.rest() {
         match crate::forward::spec::parse_rcode(word) {
+            Some(0) => line.say(
+                "names NOERROR, which is no failure",
+                "write next_on_nodata for answers without records",
+            ),
             Some(code) => into.push(code),
             None => line.say(
                 format!("{word:?} is no response code"),

@@ -38,12 +38,14 @@ pub struct Kubernetes {
     pub ignore_empty_service: bool,
     /// `multicluster`: zones of ServiceImports.
     pub multicluster: Vec<ZoneName>,
+    /// `zonal`: the endpoints of headless Services have names by zone, too.
+    pub zonal: bool,
     /// `startup_timeout`.
     pub startup_timeout: Option<Duration>,
 }
 
 const KNOWN: &str = "endpoint, kubeconfig, namespaces, labels, namespace_labels, pods, endpoint_pod_names, ttl, \
-                     noendpoints, fallthrough, ignore empty_service, multicluster, startup_timeout";
+                     noendpoints, fallthrough, ignore empty_service, multicluster, zonal, startup_timeout";
 
 /// Reads the plugin; without zones it has those of its server block.
 pub fn read(line: &mut Line<'_>, block: &[ZoneName]) -> Kubernetes {
@@ -66,6 +68,7 @@ pub fn read(line: &mut Line<'_>, block: &[ZoneName]) -> Kubernetes {
         fallthrough: None,
         ignore_empty_service: false,
         multicluster: Vec::new(),
+        zonal: false,
         startup_timeout: None,
     };
     line.each(|line| option(line, &mut found));
@@ -77,6 +80,9 @@ pub fn read(line: &mut Line<'_>, block: &[ZoneName]) -> Kubernetes {
     }
     if !found.namespaces.is_empty() && found.namespace_labels.is_some() {
         line.say("has both namespaces and namespace_labels", "keep one of them");
+    }
+    if found.zonal && found.noendpoints {
+        line.say("has both zonal and noendpoints", "keep one of them");
     }
     found
 }
@@ -118,6 +124,7 @@ fn option(line: &mut Line<'_>, found: &mut Kubernetes) {
             Some(other) => line.say(format!("{other:?} cannot be ignored"), "give empty_service"),
         },
         "multicluster" => found.multicluster = line.zones(),
+        "zonal" => found.zonal = true,
         "startup_timeout" => found.startup_timeout = line.duration(),
         "tls" => {
             line.rest();
@@ -130,7 +137,7 @@ fn option(line: &mut Line<'_>, found: &mut Kubernetes) {
         "apiserver_qps" | "apiserver_burst" | "apiserver_max_inflight" => {
             line.rest();
         }
-        "resyncperiod" | "upstream" | "transfer" | "zonal" => {
+        "resyncperiod" | "upstream" | "transfer" => {
             line.rest();
             line.say("is not supported", "remove the line");
         }
