@@ -304,6 +304,27 @@ async fn a_server_that_talks_nonsense_changes_nothing() {
     follower.shows("a:83").await;
 }
 
+#[tokio::test]
+async fn what_a_watch_told_before_nonsense_in_the_same_piece_is_kept() {
+    let server = Server::default();
+    let mut follower = follow(&server).await;
+    let mut told = service("a", 80);
+    told["metadata"]["resourceVersion"] = json!("4711");
+    // The list has no such Service: only the watch can have brought it.
+    let piece = format!("{}\n<html>\n", json!({"type": "ADDED", "object": told}));
+    server.send("services", &piece);
+    server.end("services", false);
+    follower.shows("a:80").await;
+    server.watched("services").await;
+    assert!(
+        server.asked("resourceVersion=4711") >= 1,
+        "the next watch goes on behind it: {:?}",
+        server.with(|script| script.asked.clone())
+    );
+    server.event("services", "MODIFIED", service("a", 81));
+    follower.shows("a:81").await;
+}
+
 /// A BoundServiceAccountToken lives for an hour; kubelet writes a new one into the same file long before.
 #[tokio::test]
 async fn a_token_file_is_read_again_when_the_token_changes() {
