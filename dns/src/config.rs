@@ -40,6 +40,8 @@ pub enum Command {
     Answer(Box<AnswerArgs>),
     /// Read a Corefile, say what is wrong with it, and end
     Check(CheckArgs),
+    /// Take away the addresses that a node-local server left which was killed, and end
+    Cleanup(CleanupArgs),
 }
 
 /// Flags that answers depend on.
@@ -136,6 +138,14 @@ pub struct CheckArgs {
     /// CoreDNS's configuration file
     #[arg(long, visible_alias = "conf", value_name = "FILE")]
     pub corefile: PathBuf,
+}
+
+/// Flags of `cleanup`.
+#[derive(Args, Clone, Debug)]
+pub struct CleanupArgs {
+    /// The addresses that were made; needed on kernels before 5.18 without dummy links only, elsewhere they are found
+    #[arg(long, visible_alias = "localip", value_name = "IP,IP", value_delimiter = ',')]
+    pub local_ip: Vec<IpAddr>,
 }
 
 /// Flags of `answer`.

@@ -3,8 +3,8 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use portolan_dns::config::{Cli, Command};
-use portolan_dns::{ask, run};
+use portolan_dns::config::{CleanupArgs, Cli, Command};
+use portolan_dns::{ask, nodelocal, run};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -23,6 +23,7 @@ fn main() -> ExitCode {
         // It prints its answer and its warnings; a log would only stand between.
         // So does this one.
         Command::Check(args) => run::reload::check(&args),
+        Command::Cleanup(args) => cleanup(&args),
         Command::Answer(args) => runtime.block_on(ask::run(&args)),
     };
     // Threads that still wait for something must not keep the process alive.
@@ -34,4 +35,15 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn cleanup(args: &CleanupArgs) -> anyhow::Result<()> {
+    let gone = nodelocal::cleanup(&args.local_ip)?;
+    if gone.is_empty() {
+        println!("nothing was left of a node-local server");
+    }
+    for ip in gone {
+        println!("removed {ip}");
+    }
+    Ok(())
 }

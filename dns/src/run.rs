@@ -44,9 +44,9 @@ pub async fn run(args: &RunArgs) -> Result<()> {
         None => Inherited::default(),
     };
     let predecessor = inherited.predecessor.take();
-    let node_local = match &args.local_ip[..] {
+    let mut node_local = match &args.local_ip[..] {
         [] => None,
-        addresses => Some(NodeLocal::set_up(addresses, &listening).context("--local-ip")?),
+        addresses => Some(NodeLocal::set_up(addresses).context("--local-ip")?),
     };
     let mut bound = Vec::new();
     for group in &settings.groups {
@@ -139,6 +139,10 @@ pub async fn run(args: &RunArgs) -> Result<()> {
     }
     let succeeded = CancellationToken::new();
     if let Some(predecessor) = predecessor {
+        if let Some(node_local) = &mut node_local {
+            // It sees then that it is not the last one.
+            node_local.take_queries(&listening).context("--local-ip")?;
+        }
         match predecessor.dismiss() {
             Ok(()) => tracing::info!("took over from the running process"),
             Err(error) => tracing::warn!(%error, "the process that had the sockets is gone"),
@@ -159,6 +163,14 @@ pub async fn run(args: &RunArgs) -> Result<()> {
         counts,
     };
     let reload = tokio::spawn(reload.run());
+    if let Some(node_local) = &mut node_local {
+        // Until names are known, queries to the DNS Service go where the Service says.
+        tokio::select! {
+            _ = is_ready.wait_for(|ready| *ready) => node_local.take_queries(&listening).context("--local-ip")?,
+            () = shutdown.cancelled() => {}
+            () = succeeded.cancelled() => {}
+        }
+    }
 
     tokio::select! {
         () = shutdown.cancelled() => {}
@@ -176,6 +188,10 @@ pub async fn run(args: &RunArgs) -> Result<()> {
         }
     }
     let handed_over = succeeded.is_cancelled();
+    if let Some(node_local) = node_local.as_mut().filter(|_| !handed_over) {
+        // First nobody is led here any more, then the sockets close.
+        node_local.leave_queries();
+    }
     let ends = running.into_iter().map(|running| async move {
         if handed_over {
             running.hand_over(DRAIN).await;
@@ -187,9 +203,8 @@ pub async fn run(args: &RunArgs) -> Result<()> {
     ended.cancel();
     let _ = admins.await;
     reload.abort();
-    if let Some(node_local) = node_local.filter(|_| handed_over) {
-        node_local.keep();
-    }
+    // The addresses go now, unless a successor answers on them.
+    drop(node_local);
     if let Some(file) = args.handover.as_ref().filter(|_| !handed_over) {
         let _ = std::fs::remove_file(file);
     }

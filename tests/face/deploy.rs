@@ -15,9 +15,10 @@ use crate::site::{Site, expect, ours};
 const DEPLOY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy");
 
 /// Everything that `kubectl apply -k` may be given.
-const FOLDERS: [&str; 8] = [
+const FOLDERS: [&str; 9] = [
     "proxy",
     "dns",
+    "node-local-dns",
     "overlays/nft",
     "overlays/ebpf",
     "overlays/userspace",
@@ -34,7 +35,7 @@ fn manifests_are_taken_and_their_rights_are_enough() -> Result<()> {
             .with_context(|| folder.to_owned())?;
     }
     pod_security(&site)?;
-    for folder in ["proxy", "dns"] {
+    for folder in ["proxy", "dns", "node-local-dns"] {
         site.kubectl(&["apply", "-k", &path(folder)])
             .with_context(|| folder.to_owned())?;
     }
@@ -141,13 +142,15 @@ fn rendered(folder: &str) -> Result<Vec<Value>> {
         .collect()
 }
 
-/// The DNS server passes where `restricted` is enforced, the node's proxy only where nothing is: it needs the node's network.
+/// The DNS server passes where `restricted` is enforced, what runs in the node's network only where nothing is.
 fn pod_security(site: &Site) -> Result<()> {
     for (level, folder, admitted) in [
         ("restricted", "dns", true),
         ("privileged", "dns", true),
         ("privileged", "proxy", true),
         ("baseline", "proxy", false),
+        ("privileged", "node-local-dns", true),
+        ("baseline", "node-local-dns", false),
     ] {
         let namespace = format!("{level}-{folder}");
         site.cluster.apply(&json!({

@@ -1,12 +1,13 @@
 //! The few netlink messages that node-local mode needs: a link, its addresses, and a table of rules that switch tracking off.
 //!
-//! Pure: it makes bytes. Numbers are those of linux/netlink.h, rtnetlink.h, if_addr.h, if_link.h and nf_tables.h.
+//! Pure: it makes and reads bytes. Numbers are those of linux/netlink.h, rtnetlink.h, if_addr.h, if_link.h and nf_tables.h.
 
 use std::net::{IpAddr, SocketAddr};
 
 const REQUEST: u16 = 1;
 const ACK: u16 = 4;
 const EXCL: u16 = 0x200;
+const DUMP: u16 = 0x300;
 const CREATE: u16 = 0x400;
 const NESTED: u16 = 0x8000;
 const FAMILY_INET: u8 = 1;
@@ -16,6 +17,12 @@ const FAMILY_V6: u8 = 10;
 const PRIORITY_RAW: i32 = -300;
 const UDP: u8 = 17;
 const TCP: u8 = 6;
+/// Who made an address (IFA_PROTO, since Linux 5.18; passed over by older kernels): a number that nobody else uses.
+const MADE_BY_US: u8 = 53;
+/// RTM_NEWADDR
+const NEW_ADDRESS: u16 = 20;
+/// NFT_MSG_NEWTABLE of the subsystem nf_tables.
+const NEW_TABLE: u16 = 10 << 8;
 
 /// Netlink messages, one behind the other.
 #[derive(Debug, Default)]
@@ -69,6 +76,86 @@ fn number(into: &mut Vec<u8>, kind: u16, number: u32) {
     attribute(into, kind, |into| into.extend(number.to_be_bytes()));
 }
 
+/// One message of the kernel: its kind and what it holds.
+#[derive(Debug)]
+pub struct Told<'a> {
+    /// The kind of message (`nlmsg_type`).
+    pub kind: u16,
+    /// What stands behind the header.
+    pub content: &'a [u8],
+}
+
+/// The messages in what one read of a netlink socket gave. What is cut off is passed over.
+pub fn told(mut bytes: &[u8]) -> impl Iterator<Item = Told<'_>> {
+    std::iter::from_fn(move || {
+        let header = bytes.first_chunk::<16>()?;
+        let size = u32::from_ne_bytes([header[0], header[1], header[2], header[3]]) as usize;
+        let kind = u16::from_ne_bytes([header[4], header[5]]);
+        let content = bytes.get(16..size)?;
+        bytes = bytes.get(size.next_multiple_of(4)..).unwrap_or_default();
+        Some(Told { kind, content })
+    })
+}
+
+/// The attributes of a message, flags of their kinds taken away.
+fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    std::iter::from_fn(move || {
+        let header = bytes.first_chunk::<4>()?;
+        let size = usize::from(u16::from_ne_bytes([header[0], header[1]]));
+        let kind = u16::from_ne_bytes([header[2], header[3]]) & 0x3fff;
+        let content = bytes.get(4..size)?;
+        bytes = bytes.get(size.next_multiple_of(4)..).unwrap_or_default();
+        Some((kind, content))
+    })
+}
+
+/// Every address of this machine, please.
+pub fn list_addresses() -> Messages {
+    let mut messages = Messages::default();
+    // RTM_GETADDR
+    messages.push(22, DUMP, |into| into.extend([0; 8]));
+    messages
+}
+
+/// The address and the link's number in an answer to [`list_addresses`], when one of ours made it.
+pub fn our_address(told: &Told<'_>) -> Option<(IpAddr, u32)> {
+    let (head, rest) = told.content.split_first_chunk::<8>()?;
+    let index = u32::from_ne_bytes([head[4], head[5], head[6], head[7]]);
+    let mut found = (None, None);
+    let mut ours = false;
+    for (kind, value) in attributes(rest) {
+        match kind {
+            1 => found.0 = ip(value),
+            2 => found.1 = ip(value),
+            11 => ours = value == [MADE_BY_US],
+            _ => {}
+        }
+    }
+    let address = found.1.or(found.0)?;
+    (told.kind == NEW_ADDRESS && ours).then_some((address, index))
+}
+
+fn ip(octets: &[u8]) -> Option<IpAddr> {
+    let v4 = || <[u8; 4]>::try_from(octets).ok().map(IpAddr::from);
+    v4().or_else(|| <[u8; 16]>::try_from(octets).ok().map(IpAddr::from))
+}
+
+/// Every table of nf_tables, please.
+pub fn list_tables() -> Messages {
+    let mut messages = Messages::default();
+    // NFT_MSG_GETTABLE
+    messages.push(NEW_TABLE | 1, DUMP, |into| into.extend([0; 4]));
+    messages
+}
+
+/// The table's name in an answer to [`list_tables`].
+pub fn table_name(told: &Told<'_>) -> Option<String> {
+    let rest = told.content.get(4..).filter(|_| told.kind == NEW_TABLE)?;
+    let (_, name) = attributes(rest).find(|(kind, _)| *kind == 1)?;
+    let name = name.strip_suffix(&[0]).unwrap_or(name);
+    Some(String::from_utf8_lossy(name).into_owned())
+}
+
 /// A dummy link that is up.
 pub fn new_link(name: &str) -> Messages {
     let mut messages = Messages::default();
@@ -101,7 +188,11 @@ pub fn address(ip: IpAddr, index: u32, there: bool) -> Messages {
     let (family, octets) = family(ip);
     let mut messages = Messages::default();
     // RTM_NEWADDR, RTM_DELADDR
-    let (kind, flags) = if there { (20, ACK | CREATE | EXCL) } else { (21, ACK) };
+    let (kind, flags) = if there {
+        (NEW_ADDRESS, ACK | CREATE | EXCL)
+    } else {
+        (21, ACK)
+    };
     messages.push(kind, flags, |into| {
         // Nobody else looks for it (IFA_F_NODAD), and it is never the source of other connections (RT_SCOPE_HOST).
         let (flags, scope) = if ip.is_ipv4() { (0, 254) } else { (2, 0) };
@@ -109,6 +200,7 @@ pub fn address(ip: IpAddr, index: u32, there: bool) -> Messages {
         into.extend(index.to_ne_bytes());
         attribute(into, 2, |into| into.extend_from_slice(&octets));
         attribute(into, 1, |into| into.extend_from_slice(&octets));
+        attribute(into, 11, |into| into.push(MADE_BY_US));
     });
     messages
 }
@@ -125,7 +217,7 @@ pub fn untracked(table: &str, addresses: &[SocketAddr]) -> Messages {
     let mut messages = Messages::default();
     let batch = |into: &mut Vec<u8>| into.extend([0, 0, 0, 10]);
     messages.push(0x10, 0, batch);
-    let nft = |kind: u16| 10 << 8 | kind;
+    let nft = |kind: u16| NEW_TABLE | kind;
     let head = |into: &mut Vec<u8>| into.extend([FAMILY_INET, 0, 0, 0]);
     messages.push(nft(0), ACK | CREATE | EXCL, |into| {
         head(into);
@@ -215,4 +307,40 @@ fn compare(into: &mut Vec<u8>, value: &[u8]) {
             attribute(into, 1, |into| into.extend_from_slice(value));
         });
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn an_address_is_read_as_it_is_written() {
+        for ip in ["169.254.20.10", "fd00:96::a"] {
+            let ip: IpAddr = ip.parse().unwrap();
+            let written = address(ip, 7, true);
+            let told: Vec<Told<'_>> = told(written.as_bytes()).collect();
+            assert_eq!(told.len(), 1);
+            assert_eq!(our_address(&told[0]), Some((ip, 7)));
+        }
+    }
+
+    #[test]
+    fn a_table_is_read_as_it_is_written() {
+        let written = untracked("portolan-dns-1", &["10.96.0.10:53".parse().unwrap()]);
+        let names: Vec<String> = told(written.as_bytes()).filter_map(|told| table_name(&told)).collect();
+        assert_eq!(names, ["portolan-dns-1"]);
+        // Of the batch only what is between its ends is answered: a table, two chains, and three rules for each protocol.
+        assert_eq!(written.answers, 1 + 2 + 2 * 3);
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_that_is_told_makes_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            for told in told(&bytes) {
+                let _ = (our_address(&told), table_name(&told));
+            }
+        }
+    }
 }

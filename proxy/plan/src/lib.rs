@@ -196,6 +196,9 @@ pub struct NodePlan {
     pub node_port_addresses: Vec<IpAddr>,
     /// Ranges of cluster IPs, sorted: an address in them that no Service has is dropped. Empty when unknown.
     pub service_cidrs: Vec<IpNet>,
+    /// Addresses of the machine's interfaces that a cluster IP may be, sorted: a program on this node answers there (a node-local
+    /// DNS server), and says itself by rules when packets are left to it. Sockets are not sent past it.
+    pub taken: Vec<IpAddr>,
     /// What a user should know. Sorted.
     pub notes: Vec<String>,
 }

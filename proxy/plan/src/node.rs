@@ -89,6 +89,7 @@ pub fn plan_node(node: Option<&Node>, host: &[HostAddress], service_cidrs: &[IpN
         pods,
         own_pods,
         node_port_addresses: addresses,
+        taken: taken(host, &service_cidrs),
         service_cidrs,
         notes,
     }
@@ -130,6 +131,16 @@ fn in_cidrs(host: &[HostAddress], cidrs: &[IpNet], notes: &mut Vec<String>) -> V
     addresses
         .filter(|ip| cidrs.iter().any(|cidr| cidr.contains(ip)))
         .collect()
+}
+
+/// The machine's addresses in the ranges of cluster IPs; all but loopback where those are not known.
+fn taken(host: &[HostAddress], service_cidrs: &[IpNet]) -> Vec<IpAddr> {
+    let may_be = |ip: &IpAddr| service_cidrs.is_empty() || service_cidrs.iter().any(|cidr| cidr.contains(ip));
+    let addresses = host.iter().map(|address| address.0);
+    let mut taken: Vec<IpAddr> = addresses.filter(|ip| !ip.is_loopback() && may_be(ip)).collect();
+    taken.sort_unstable();
+    taken.dedup();
+    taken
 }
 
 /// A wrong pod range masquerades all pods' traffic, which nobody notices until an address is missed: compare it with

@@ -400,6 +400,21 @@ fn nothing_is_forwarded_for_headless_and_external_name() {
 }
 
 #[test]
+fn cluster_ips_that_are_the_nodes_own_are_taken() {
+    let check = |ranges: &[&str], expect: &[&str]| {
+        let host = ["127.0.0.1", "172.18.0.1", "169.254.20.10", "fd00:96::a", "10.96.0.10"];
+        let host = host.map(|ip| HostAddress(ip.parse().expect("an address")));
+        let ranges: Vec<IpNet> = ranges.iter().map(|range| range.parse().expect("a range")).collect();
+        let plan = plan_node(Some(&node()), &host, &ranges, &options());
+        let taken: Vec<String> = plan.taken.iter().map(ToString::to_string).collect();
+        assert_eq!(taken, expect, "{ranges:?}");
+    };
+    check(&["10.96.0.0/16", "fd00:96::/112"], &["10.96.0.10", "fd00:96::a"]);
+    check(&["10.96.0.0/16"], &["10.96.0.10"]);
+    check(&[], &["10.96.0.10", "169.254.20.10", "172.18.0.1", "fd00:96::a"]);
+}
+
+#[test]
 fn node_plans() {
     let text = |options: &Options, host: &[&str]| {
         let host: Vec<_> = host

@@ -34,6 +34,8 @@ struct Uses {
 #[derive(Debug, Default)]
 pub(crate) struct Mirror {
     node_ports: BTreeSet<Address>,
+    /// Cluster IPs that a program on this node answers on: their packets are left to rules.
+    taken: BTreeSet<Address>,
     services: BTreeMap<ServiceName, Programmed>,
     claims: Claims,
     addresses: HashMap<Address, Uses>,
@@ -238,16 +240,28 @@ impl Mirror {
             .flat_map(|programmed| &programmed.plan.ports)
             .flat_map(|port| &port.frontends);
         let mut touched: BTreeSet<Address> = frontends.filter_map(|f| f.address).map(compile::address).collect();
-        if change.node.is_some() {
-            touched.extend(&self.node_ports);
+        if let Some(node) = &change.node {
+            touched.extend(self.node_ports.union(&self.taken));
+            touched.extend(node.taken.iter().map(|ip| compile::address(*ip)));
         }
         touched
     }
 
     fn note_addresses(&self, addresses: &BTreeSet<Address>, elements: &mut Elements) {
         for address in addresses {
-            if let Some(flags) = self.addresses.get(address).map(|uses| uses.flags(address)) {
-                elements.addresses.insert(*address, flags);
+            let Some(uses) = self.addresses.get(address) else {
+                continue;
+            };
+            let only_cluster_ip = uses.service == uses.cluster_ip;
+            if !(self.taken.contains(address) && only_cluster_ip) {
+                elements.addresses.insert(*address, uses.flags(address));
+            } else if uses.node {
+                // Node ports may be served there, too.
+                let node = Uses {
+                    node: true,
+                    ..Uses::default()
+                };
+                elements.addresses.insert(*address, node.flags(address));
             }
         }
     }
@@ -366,6 +380,7 @@ impl Mirror {
     }
 
     fn set_node(&mut self, node: &NodePlan) {
+        self.taken = node.taken.iter().map(|ip| compile::address(*ip)).collect();
         let old = std::mem::take(&mut self.node_ports);
         self.node_ports = node
             .node_port_addresses

@@ -99,7 +99,7 @@ fn specimen_node() -> NodePlan {
         own_pods: ranges.clone(),
         node_port_addresses: ranges.iter().map(IpNet::addr).collect(),
         service_cidrs: ranges,
-        notes: Vec::new(),
+        ..NodePlan::default()
     }
 }
 

@@ -34,7 +34,7 @@ fn node() -> NodePlan {
         own_pods: nets(&["10.244.1.0/24", "fd00:244:0:1::/64"]),
         node_port_addresses: ["127.0.0.1", "172.18.0.1", "::1", "fd00:18::1"].map(ip).to_vec(),
         service_cidrs: nets(&["10.96.0.0/16", "fd00:96::/112"]),
-        notes: Vec::new(),
+        ..NodePlan::default()
     }
 }
 

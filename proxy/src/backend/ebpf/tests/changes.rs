@@ -8,7 +8,7 @@ use portolan_model::{Family, Protocol, ServiceName};
 use portolan_plan::{Backend, EndpointSet, Frontend, FrontendKind, NodePlan, PortPlan, Routes, ServicePlan, Verdict};
 use proptest::prelude::*;
 
-use super::super::compile::Endpoint;
+use super::super::compile::{self, Endpoint};
 use super::super::elements::{Difference, Elements};
 use super::super::mirror::Mirror;
 use crate::backend::Change;
@@ -325,4 +325,39 @@ fn a_number_is_not_used_again_while_a_frontend_may_lead_to_it() {
     let difference = mirror.change(&change(&[named(2, 3)], false));
     assert_eq!(port(&difference), 0);
     assert!(difference.grown.iter().all(|(set, _)| set / SETS_OF_A_PORT == 0));
+}
+
+#[test]
+fn a_cluster_ip_that_a_program_of_the_node_answers_on_is_left_to_rules() {
+    let node = |taken: &[u8]| NodePlan {
+        taken: taken.iter().map(|last| IpAddr::from([10, 96, 0, *last])).collect(),
+        ..NodePlan::default()
+    };
+    let another = Sketch {
+        name: 1,
+        address: 2,
+        ..service([1])
+    };
+    let mut maps = Elements::default();
+    let mut mirror = Mirror::adopt(&change(&[service([1, 2]), another], true), &maps);
+    let first = Difference::between(&maps, &mirror.elements());
+    write(&mut maps, &first, |_| {});
+    let listed = |maps: &Elements| -> Vec<IpAddr> { maps.addresses.keys().map(compile::ip).collect() };
+    for (taken, expect) in [
+        (&[][..], &[1, 2][..]),
+        (&[1], &[2]),
+        (&[1], &[2]),
+        (&[1, 2, 3], &[]),
+        (&[2], &[1]),
+        (&[], &[1, 2]),
+    ] {
+        let difference = mirror.change(&Change {
+            node: Some(node(taken)),
+            ..Change::default()
+        });
+        write(&mut maps, &difference, |_| {});
+        let expect: Vec<IpAddr> = expect.iter().map(|last| IpAddr::from([10, 96, 0, *last])).collect();
+        assert_eq!(listed(&maps), expect, "{taken:?} are the node's own");
+        assert_eq!(maps, mirror.elements());
+    }
 }
