@@ -156,12 +156,14 @@ fn exported() -> Result<BTreeSet<String>> {
     let cluster = Cluster::from_manifests(lab, &dir)?;
     let lab = cluster.lab();
     let host = lab.node("node-1")?;
+    // Not the machine's: another test's proxy clears that one.
+    let bpffs = lab.scratch().join("bpffs").display().to_string();
     let mut names = BTreeSet::new();
     for (program, variable, more, ready, metrics) in [
         (
             "portolan-proxy",
             "PORTOLAN_PROXY",
-            &["--node-name", "node-1"][..],
+            &["--node-name", "node-1", "--bpffs", &bpffs][..],
             "10256/healthz",
             "10249",
         ),

@@ -2,6 +2,7 @@
 //! tell them apart, except where ours says more.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::TcpListener;
 
 use anyhow::{Context as _, Result, ensure};
 use portolan_lab::daemon::Daemon;
@@ -315,23 +316,8 @@ fn events(site: &Site) -> Result<()> {
         );
     }
     // A health check port that somebody else has.
-    let script = "import socket,time\ns=socket.socket()\ns.setsockopt(socket.SOL_SOCKET,socket.SO_REUSEADDR,1)\n\
-                  s.bind(('172.18.0.2',32199))\ns.listen()\ntime.sleep(300)";
-    let mut command = site.node(OURS)?.place.command("python3");
-    let mut squatter = command.args(["-c", script]).spawn()?;
+    let squatter = (site.node(OURS)?.place.netns).run(|| Ok(TcpListener::bind("172.18.0.2:32199")?))?;
     let told = (|| {
-        site.eventually(|| {
-            site.get(OURS, "http://172.18.0.2:32199/").map_or_else(
-                |error| {
-                    if error.to_string().contains("refused") {
-                        Err(error)
-                    } else {
-                        Ok(())
-                    }
-                },
-                |_| Ok(()),
-            )
-        })?;
         site.cluster.apply(&json!({
             "apiVersion": "v1", "kind": "Service", "metadata": {"name": "squatted", "namespace": "shop"},
             "spec": {"type": "LoadBalancer", "externalTrafficPolicy": "Local", "healthCheckNodePort": 32199,
@@ -346,8 +332,7 @@ fn events(site: &Site) -> Result<()> {
             Ok(())
         })
     })();
-    let _ = squatter.kill();
-    let _ = squatter.wait();
+    drop(squatter);
     told
 }
 

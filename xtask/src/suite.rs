@@ -366,7 +366,7 @@ mod tests {
     #[test]
     fn steps_are_chosen_by_name() {
         assert_eq!(names(&["--only", "fmt", "--only", "tidy"]), ["fmt", "tidy"]);
-        assert_eq!(names(&["--from", "reference"]), ["reference", "demo", "cross"]);
+        assert_eq!(names(&["--from", "reference"]), ["reference", "image", "demo", "cross"]);
         assert_eq!(names(&["--from", "demo", "--skip", "cross"]), ["demo"]);
         assert_eq!(names(&[]).len(), STEPS.len());
     }

@@ -122,11 +122,13 @@ impl Pins {
         self.layout().join(format!("g{number}"))
     }
 
-    /// Makes the folder of a generation.
+    /// Makes the folder of a generation, and those beside it where somebody has taken them away since they were opened.
     ///
     /// # Errors
     /// The system's.
     pub(crate) fn make_generation(&self, number: u32) -> io::Result<()> {
+        fs::create_dir_all(self.links())?;
+        fs::create_dir_all(self.lasting())?;
         fs::create_dir_all(self.generation(number))
     }
 
